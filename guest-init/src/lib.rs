@@ -1,0 +1,1 @@
+//! The guest init, as a library so that it can be tested.

@@ -1,0 +1,40 @@
+//! The guest API (`protos/guest.proto`) and the sandbox options (`protos/sandbox.proto`), generated, and the vsock
+//! ports and names both ends agree on. Nothing else belongs here.
+
+/// Messages of the guest API.
+#[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction, clippy::nursery)]
+pub mod guest {
+    include!(concat!(env!("OUT_DIR"), "/guest.rs"));
+}
+
+/// Client and server of the guest API.
+#[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction, clippy::nursery)]
+pub mod guest_ttrpc {
+    use super::guest;
+    include!(concat!(env!("OUT_DIR"), "/guest_ttrpc.rs"));
+}
+
+/// Messages the agent adds to containerd's Sandbox API.
+#[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction, clippy::nursery)]
+pub mod sandbox {
+    include!(concat!(env!("OUT_DIR"), "/sandbox.rs"));
+}
+
+/// Guest vsock port of the guest API.
+pub const GUEST_API_PORT: u32 = 1024;
+/// Guest vsock port of the stdio streams.
+pub const STDIO_PORT: u32 = 1025;
+/// Host vsock port the guest init connects to once it serves the guest API.
+pub const READY_PORT: u32 = 1024;
+/// Longest first line of a stdio connection, newline included.
+pub const STDIO_HEADER_MAX_BYTES: usize = 512;
+/// `type_url` of a [`sandbox::SandboxOptions`] in `CreateSandboxRequest.options`.
+pub const SANDBOX_OPTIONS_TYPE_URL: &str = "eci.sandbox.v1.SandboxOptions";
+/// Mount type of an image slice in `CreateTaskRequest.rootfs`.
+pub const ROOTFS_MOUNT_TYPE: &str = "erofs";
+/// Mount type of a shared volume in an OCI spec handed to the guest.
+pub const EMPTYDIR_MOUNT_TYPE: &str = "emptydir";
+/// Scheme of a stdio URI that makes the shim write CRI log lines itself.
+pub const CRI_LOG_SCHEME: &str = "cri://";
+/// Files in an image slice begin at multiples of this.
+pub const SLICE_ALIGN_BYTES: u64 = 4096;

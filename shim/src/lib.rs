@@ -1,0 +1,1 @@
+//! The shim, as a library so that it can be tested.

@@ -1,0 +1,174 @@
+//! What a virtual machine is made of: plain data, checked once by [`VmConfig::validate`]. No I/O.
+
+use serde::{Deserialize, Serialize};
+
+/// Most vCPUs a virtual machine can have.
+pub const MAX_VCPUS: u32 = 64;
+/// Smallest guest memory that boots, in MiB.
+pub const MIN_MEMORY_MIB: u64 = 32;
+/// Length of each of the two slice disks, in bytes: an address space, not an allocation.
+pub const SLICE_DISK_BYTES: u64 = 8 << 40;
+/// Extents begin and end at multiples of this on the disk.
+pub const EXTENT_ALIGN_BYTES: u64 = 4096;
+
+/// A virtual machine, as its owner wants it. File descriptors travel beside the message that carries this, in the
+/// order of [`FdRole`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// vCPUs running from the start, 1 to [`MAX_VCPUS`].
+    pub n_vcpus: u32,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// Kernel command line, without what the VMM itself adds (console, memory, devices).
+    pub kernel_args: String,
+    /// Guest vsock context id, at least 3.
+    pub cid: u32,
+    /// The network device; `None` for a guest without one.
+    pub net: Option<NetConfig>,
+    /// Extents of the read-only slice disk (`vda`) known at start.
+    pub read_only_extents: Vec<Extent>,
+    /// Extents of the read-write slice disk (`vdb`) known at start.
+    pub read_write_extents: Vec<Extent>,
+    /// Block I/O through io_uring where the kernel has it; `false` forces the synchronous engine.
+    pub io_uring: bool,
+}
+
+/// The virtio-net device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// MAC address the guest sees.
+    pub mac: [u8; 6],
+    /// MTU advertised to the guest, bytes.
+    pub mtu: u16,
+    /// A `/dev/vhost-net` descriptor is passed too: the kernel moves the packets.
+    pub vhost: bool,
+}
+
+/// Which of the two slice disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SliceDisk {
+    /// `vda`: images.
+    ReadOnly,
+    /// `vdb`: scratch and volumes.
+    ReadWrite,
+}
+
+/// A file mapped into a slice disk. Its descriptor travels with the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extent {
+    /// First byte on the disk, a multiple of [`EXTENT_ALIGN_BYTES`].
+    pub disk_offset_bytes: u64,
+    /// First byte in the file.
+    pub file_offset_bytes: u64,
+    /// Length in bytes, a multiple of [`EXTENT_ALIGN_BYTES`]. Reading past the end of the file gives zeroes.
+    pub length_bytes: u64,
+}
+
+/// The descriptors that travel with [`crate::control::Command::Start`], in this order; optional ones are left out where
+/// the configuration says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FdRole {
+    /// `/dev/kvm`.
+    Kvm,
+    /// The kernel, an uncompressed ELF `vmlinux` with a PVH note.
+    Kernel,
+    /// The initramfs.
+    Initrd,
+    /// Where the guest's serial console is written (append).
+    Console,
+    /// The tap, opened with `IFF_NO_PI | IFF_VNET_HDR`; present when `net` is.
+    Tap,
+    /// `/dev/vhost-net`; present when `net.vhost`.
+    VhostNet,
+    /// One per extent: first the read-only disk's, then the read-write disk's.
+    Extent,
+}
+
+/// Why a [`VmConfig`] is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// vCPU count out of range.
+    #[error("n_vcpus is {0}: give 1 to {MAX_VCPUS}")]
+    Vcpus(u32),
+    /// Too little memory to boot.
+    #[error("memory_mib is {0}: give at least {MIN_MEMORY_MIB}")]
+    Memory(u64),
+    /// Context ids 0 to 2 are reserved (virtio 1.2, 5.10.4).
+    #[error("cid is {0}: give at least 3")]
+    Cid(u32),
+    /// An extent that is empty, unaligned, or past the end of the disk.
+    #[error("extent at {offset:#x}, {length:#x} bytes: give multiples of {EXTENT_ALIGN_BYTES}, not empty, inside the disk's {SLICE_DISK_BYTES:#x} bytes")]
+    Extent {
+        /// `disk_offset_bytes`.
+        offset: u64,
+        /// `length_bytes`.
+        length: u64,
+    },
+    /// Two extents share a part of the disk.
+    #[error("extents at {first:#x} and {second:#x} overlap")]
+    Overlap {
+        /// `disk_offset_bytes` of the lower one.
+        first: u64,
+        /// `disk_offset_bytes` of the upper one.
+        second: u64,
+    },
+}
+
+impl Extent {
+    /// Checks one extent by itself.
+    ///
+    /// # Errors
+    /// [`ConfigError::Extent`].
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let aligned = self.disk_offset_bytes.is_multiple_of(EXTENT_ALIGN_BYTES)
+            && self.length_bytes.is_multiple_of(EXTENT_ALIGN_BYTES);
+        let inside = self
+            .disk_offset_bytes
+            .checked_add(self.length_bytes)
+            .is_some_and(|end| end <= SLICE_DISK_BYTES);
+        if aligned && inside && self.length_bytes != 0 {
+            Ok(())
+        } else {
+            Err(ConfigError::Extent { offset: self.disk_offset_bytes, length: self.length_bytes })
+        }
+    }
+}
+
+impl VmConfig {
+    /// Checks the whole configuration.
+    ///
+    /// # Errors
+    /// The first [`ConfigError`] found.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_VCPUS).contains(&self.n_vcpus) {
+            return Err(ConfigError::Vcpus(self.n_vcpus));
+        }
+        if self.memory_mib < MIN_MEMORY_MIB {
+            return Err(ConfigError::Memory(self.memory_mib));
+        }
+        if self.cid < 3 {
+            return Err(ConfigError::Cid(self.cid));
+        }
+        for extents in [&self.read_only_extents, &self.read_write_extents] {
+            let mut sorted = extents.clone();
+            sorted.sort_by_key(|extent| extent.disk_offset_bytes);
+            for extent in &sorted {
+                extent.validate()?;
+            }
+            for pair in sorted.windows(2) {
+                if pair[0].disk_offset_bytes + pair[0].length_bytes > pair[1].disk_offset_bytes {
+                    return Err(ConfigError::Overlap {
+                        first: pair[0].disk_offset_bytes,
+                        second: pair[1].disk_offset_bytes,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
