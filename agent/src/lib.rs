@@ -1,1 +1,7 @@
-//! The agent, as a library so that it can be tested.
+//! The agent, as a library so that it can be tested: three doors (`api`), one engine.
+
+#![forbid(unsafe_code)]
+
+pub mod engine;
+pub mod error;
+pub mod group;

@@ -1,0 +1,78 @@
+//! The one error of the agent's engine: a small stable kind that doors map to their own status codes, and a message for
+//! the user.
+
+use std::fmt;
+
+/// What a caller may match on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request itself is wrong; the message names field, value and what is valid.
+    InvalidArgument,
+    /// No such group, container or image.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// Not in this state.
+    FailedPrecondition,
+    /// A limit or quota of the host is reached (disk, memory, addresses).
+    ResourceExhausted,
+    /// A peer (registry, sandbox) can't be reached now.
+    Unavailable,
+    /// It took too long.
+    DeadlineExceeded,
+    /// A defect or a host failure; details are in the agent's log.
+    Internal,
+}
+
+/// An error of the engine.
+#[derive(Debug)]
+pub struct Error {
+    /// What a caller may match on.
+    pub kind: ErrorKind,
+    /// One or more sentences for the user; the source is not repeated in it.
+    pub message: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Result of the engine.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error without a cause.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// An error with its cause.
+    pub fn with_source(
+        kind: ErrorKind,
+        message: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { kind, message: message.into(), source: Some(source.into()) }
+    }
+
+    /// The message followed by the whole chain of causes, as logs and users see it.
+    pub fn chain(&self) -> String {
+        let mut text = self.message.clone();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

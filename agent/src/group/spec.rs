@@ -1,0 +1,222 @@
+//! What a caller wants of a container group. Plain data, no I/O.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A container group as wanted. Doors check it before the engine sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GroupSpec {
+    /// Name; unique within `namespace` for the Kubernetes doors and `ecictl`. Also the default host name.
+    pub name: String,
+    /// Kubernetes namespace; `default` where the door has none.
+    pub namespace: String,
+    /// Kubernetes uid where given.
+    pub uid: Option<String>,
+    /// Labels (ECI: tags).
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// 1 to 20 containers, names unique.
+    pub containers: Vec<ContainerSpec>,
+    /// Up to 20 volumes, names unique.
+    pub volumes: Vec<VolumeSpec>,
+    /// What happens when a container ends.
+    pub restart_policy: RestartPolicy,
+    /// Size of the whole group, after rounding to the size table.
+    pub size: Size,
+    /// Host name inside the group.
+    pub hostname: String,
+    /// DNS settings; `None` inherits the host's.
+    pub dns: Option<DnsSpec>,
+    /// Extra `/etc/hosts` entries: address and its names.
+    pub host_aliases: Vec<(String, Vec<String>)>,
+    /// Seconds between SIGTERM and SIGKILL.
+    pub termination_grace_period_seconds: u64,
+    /// Credentials for pulling.
+    pub registry_credentials: Vec<RegistryCredential>,
+    /// Sysctls of the guest.
+    pub sysctls: BTreeMap<String, String>,
+    /// Which door it came through; kept for describing it in the same words.
+    pub door: Door,
+}
+
+/// The door a group came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Door {
+    /// ECI OpenAPI, port 111.
+    Eci,
+    /// A Kubernetes Pod, by `ecictl` or the kubelet API.
+    Pod,
+}
+
+/// vCPU and memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Thousandths of a vCPU.
+    pub cpu_milli: u32,
+    /// Bytes.
+    pub memory_bytes: u64,
+}
+
+/// A container as wanted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Name, a DNS label.
+    pub name: String,
+    /// Image reference as written by the user.
+    pub image: String,
+    /// When to pull.
+    pub image_pull_policy: ImagePullPolicy,
+    /// Replaces the image's entrypoint when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command when not empty.
+    pub args: Vec<String>,
+    /// Replaces the image's working directory when given.
+    pub working_dir: Option<String>,
+    /// Environment, in order.
+    pub env: Vec<EnvVar>,
+    /// Ports, for information and for refusing reserved ones.
+    pub ports: Vec<PortSpec>,
+    /// Mounted volumes.
+    pub volume_mounts: Vec<VolumeMount>,
+    /// Limits; `None` = shares the group.
+    pub size: Option<Size>,
+    /// User.
+    pub run_as_user: Option<u32>,
+    /// Group.
+    pub run_as_group: Option<u32>,
+    /// Refuse to run as uid 0.
+    pub run_as_non_root: bool,
+    /// Root file system is read-only.
+    pub read_only_root: bool,
+    /// Capabilities added to the default set, without the `CAP_` prefix.
+    pub capabilities_add: Vec<String>,
+    /// Capabilities dropped; `ALL` drops all.
+    pub capabilities_drop: Vec<String>,
+    /// `allowPrivilegeEscalation`, default true.
+    pub allow_privilege_escalation: bool,
+    /// stdin is open.
+    pub stdin: bool,
+    /// stdin closes after the first attach.
+    pub stdin_once: bool,
+    /// A TTY is allocated.
+    pub tty: bool,
+}
+
+/// One environment variable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvVar {
+    /// Name.
+    pub name: String,
+    /// Value, or a field of the group resolved when the container starts.
+    pub value: EnvValue,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnvValue {
+    /// Literal, with `$(NAME)` references as in Kubernetes.
+    Literal(String),
+    /// A field path such as `status.podIP`, `metadata.name`.
+    Field(String),
+}
+
+/// One declared port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortSpec {
+    /// Name, may be empty.
+    pub name: String,
+    /// 1 to 65535; not 111, 998, 10250, 10255.
+    pub port: u16,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+}
+
+/// A volume mounted into a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// Name of the group's volume.
+    pub name: String,
+    /// Absolute path in the container.
+    pub mount_path: String,
+    /// Directory or file inside the volume.
+    pub sub_path: Option<String>,
+    /// Mounted read-only.
+    pub read_only: bool,
+}
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// Name.
+    pub name: String,
+    /// Kind.
+    pub source: VolumeSource,
+}
+
+/// Kinds of volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeSource {
+    /// An empty directory that lives as long as the group.
+    EmptyDir {
+        /// On a tmpfs of the guest rather than on its scratch disk.
+        memory: bool,
+        /// Limit in bytes.
+        size_limit_bytes: Option<u64>,
+    },
+}
+
+/// DNS settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsSpec {
+    /// Name servers.
+    pub nameservers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// `name` or `name:value`.
+    pub options: Vec<String>,
+}
+
+/// A registry login.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryCredential {
+    /// host[:port].
+    pub server: String,
+    /// User.
+    pub username: String,
+    /// Password; never printed.
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistryCredential {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("RegistryCredential")
+            .field("server", &self.server)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What happens when a container ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartPolicy {
+    /// Start it again.
+    Always,
+    /// Start it again unless it exited with 0.
+    OnFailure,
+    /// Leave it.
+    Never,
+}
+
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImagePullPolicy {
+    /// Ask the registry each time.
+    Always,
+    /// Only when it is not here.
+    IfNotPresent,
+    /// Never.
+    Never,
+}

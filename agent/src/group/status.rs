@@ -1,0 +1,160 @@
+//! What is seen of a container group. Plain data, no I/O. Times are Unix milliseconds.
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::GroupSpec;
+
+/// Identifier of a container group: `eci-` and 20 lower-case letters and digits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GroupId(String);
+
+impl GroupId {
+    /// Parses an id.
+    pub fn parse(text: &str) -> Option<Self> {
+        let tail = text.strip_prefix("eci-")?;
+        let valid = tail.len() == 20 && tail.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        valid.then(|| Self(text.to_owned()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for GroupId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// A group: wanted and seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    /// Identifier.
+    pub id: GroupId,
+    /// What is wanted.
+    pub spec: GroupSpec,
+    /// What is seen.
+    pub status: GroupStatus,
+}
+
+/// What is seen of a group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Why, where that is not plain (`ImagePullFailed`, `SandboxDied`...), empty otherwise.
+    pub reason: String,
+    /// One sentence for the user.
+    pub message: String,
+    /// When it was accepted.
+    pub created_at_ms: u64,
+    /// When its sandbox ran.
+    pub started_at_ms: Option<u64>,
+    /// When it reached `Succeeded` or `Failed`.
+    pub finished_at_ms: Option<u64>,
+    /// IPv4 address of the group.
+    pub ip: Option<String>,
+    /// One per container of the spec, same order.
+    pub containers: Vec<ContainerStatus>,
+    /// The last 50.
+    pub events: Vec<Event>,
+}
+
+/// Where a group is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Accepted, nothing started.
+    Scheduling,
+    /// Images are pulled, the sandbox starts.
+    Pending,
+    /// At least one container runs or will be restarted.
+    Running,
+    /// All containers ended with 0 and none is restarted.
+    Succeeded,
+    /// All containers ended, one at least badly, and none is restarted; or the group could not be started.
+    Failed,
+    /// Being deleted.
+    Terminating,
+}
+
+/// What is seen of a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// Name in the spec.
+    pub name: String,
+    /// Now.
+    pub state: ContainerState,
+    /// Before the last restart.
+    pub previous: Option<ContainerState>,
+    /// Number of restarts.
+    pub restart_count: u32,
+    /// Passed its probes (without probes: it runs).
+    pub ready: bool,
+    /// Digest of the image it runs, `sha256:...`.
+    pub image_digest: Option<String>,
+    /// Identifier of this run in the sandbox.
+    pub container_id: Option<String>,
+}
+
+/// State of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerState {
+    /// Not running yet or waiting for a restart.
+    Waiting {
+        /// `ContainerCreating`, `ImagePullBackOff`, `CrashLoopBackOff`, ...
+        reason: String,
+        /// For the user.
+        message: String,
+    },
+    /// Runs.
+    Running {
+        /// Since.
+        started_at_ms: u64,
+    },
+    /// Ended.
+    Terminated {
+        /// Exit code, or 128 + signal.
+        exit_code: i32,
+        /// Signal, where one ended it.
+        signal: Option<i32>,
+        /// `Completed`, `Error`, `OOMKilled`, `SandboxDied`, `StartError`.
+        reason: String,
+        /// For the user.
+        message: String,
+        /// Start.
+        started_at_ms: u64,
+        /// End.
+        finished_at_ms: u64,
+    },
+}
+
+/// Something that happened to a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// `Normal` or `Warning`.
+    pub kind: EventKind,
+    /// `Pulling`, `Pulled`, `Created`, `Started`, `Killing`, `BackOff`, `Failed`...
+    pub reason: String,
+    /// For the user.
+    pub message: String,
+    /// Container it is about, if any.
+    pub container: Option<String>,
+    /// How often.
+    pub count: u32,
+    /// First time.
+    pub first_ms: u64,
+    /// Last time.
+    pub last_ms: u64,
+}
+
+/// Severity of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EventKind {
+    /// Expected.
+    Normal,
+    /// Worth a look.
+    Warning,
+}
