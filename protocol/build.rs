@@ -13,7 +13,10 @@ fn main() {
         .out_dir(&out_dir)
         .rust_protobuf()
         .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false))
-        .customize(Customize { async_all: true, ..Default::default() })
+        .customize(Customize {
+            async_all: true,
+            ..Default::default()
+        })
         .run()
         .expect("the .proto files of this crate compile");
     // The generated files begin with inner attributes, which `include!` does not take: drop them.

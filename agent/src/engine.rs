@@ -36,7 +36,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Runs a command in a running container.
     async fn exec(&self, id: &GroupId, request: ExecRequest) -> Result<ExecSession>;
     /// The container's log as the kubelet would stream it.
-    async fn logs(&self, id: &GroupId, options: LogOptions) -> Result<BoxStream<'static, std::io::Result<Bytes>>>;
+    async fn logs(
+        &self,
+        id: &GroupId,
+        options: LogOptions,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>>;
     /// Statistics of a running group.
     async fn stats(&self, id: &GroupId) -> Result<GroupStats>;
     /// What the host has and uses.

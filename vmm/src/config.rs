@@ -102,7 +102,9 @@ pub enum ConfigError {
     #[error("cid is {0}: give at least 3")]
     Cid(u32),
     /// An extent that is empty, unaligned, or past the end of the disk.
-    #[error("extent at {offset:#x}, {length:#x} bytes: give multiples of {EXTENT_ALIGN_BYTES}, not empty, inside the disk's {SLICE_DISK_BYTES:#x} bytes")]
+    #[error(
+        "extent at {offset:#x}, {length:#x} bytes: give multiples of {EXTENT_ALIGN_BYTES}, not empty, inside the disk's {SLICE_DISK_BYTES:#x} bytes"
+    )]
     Extent {
         /// `disk_offset_bytes`.
         offset: u64,
@@ -134,7 +136,10 @@ impl Extent {
         if aligned && inside && self.length_bytes != 0 {
             Ok(())
         } else {
-            Err(ConfigError::Extent { offset: self.disk_offset_bytes, length: self.length_bytes })
+            Err(ConfigError::Extent {
+                offset: self.disk_offset_bytes,
+                length: self.length_bytes,
+            })
         }
     }
 }
