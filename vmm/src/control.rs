@@ -11,7 +11,21 @@
 //!    | <--- Done{id} / Failed{id} ----- |
 //!    | <----------------- Exited ------ |   always the last message; then the process ends
 //! ```
+//!
+//! [`OwnerSocket`] is the owner's end, [`VmmSocket`] the VMM's. `send` and `recv` block, `try_send` and `try_recv`
+//! return [`ControlError::WouldBlock`] instead, whatever the descriptor's own mode.
 
+use std::io::{self, IoSlice, IoSliceMut};
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Extent, SliceDisk, VmConfig};
@@ -138,3 +152,206 @@ pub enum ExitReason {
         message: String,
     },
 }
+
+/// The owner's end of a control socket.
+pub type OwnerSocket = ControlSocket<Command, Event>;
+/// The VMM's end of a control socket.
+pub type VmmSocket = ControlSocket<Event, Command>;
+
+/// One end of a control socket: sends `Out`, receives `In`.
+#[derive(Debug)]
+pub struct ControlSocket<Out, In> {
+    socket: OwnedFd,
+    messages: PhantomData<fn(Out) -> In>,
+}
+
+/// Why a message was not sent or received.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// `try_send` or `try_recv` would have to wait.
+    #[error("The control socket is not ready")]
+    WouldBlock,
+    /// The other end is closed.
+    #[error("The control socket was closed by the other end")]
+    Closed,
+    /// The socket failed.
+    #[error("Failed to {operation} the control socket")]
+    Socket {
+        /// What was tried.
+        operation: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A message to send, or one received, is too long. A received one is dropped, with its descriptors.
+    #[error("A control message is longer than {MAX_MESSAGE_BYTES} bytes")]
+    TooLong,
+    /// More descriptors than one message can carry, or some were lost on the way (descriptor limit).
+    #[error(
+        "A control message has more than {MAX_MESSAGE_FDS} descriptors, or the descriptor limit is reached"
+    )]
+    TooManyFds,
+    /// Not a message of this protocol.
+    #[error("A control message could not be encoded or parsed")]
+    Malformed {
+        /// The cause.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl ControlError {
+    fn socket(operation: &'static str, errno: Errno) -> Self {
+        match errno {
+            Errno::AGAIN => Self::WouldBlock,
+            Errno::PIPE | Errno::CONNRESET => Self::Closed,
+            // Linux answers EMSGSIZE when a packet exceeds the socket's send buffer.
+            Errno::MSGSIZE => Self::TooLong,
+            Errno::TOOMANYREFS => Self::TooManyFds,
+            errno => Self::Socket {
+                operation,
+                source: errno.into(),
+            },
+        }
+    }
+}
+
+/// Makes a connected pair: the owner keeps the first and passes the second to the VMM as [`CONTROL_FD`]. Both are
+/// close-on-exec.
+///
+/// # Errors
+/// [`ControlError::Socket`].
+pub fn pair() -> Result<(OwnerSocket, VmmSocket), ControlError> {
+    let (owner, vmm) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|errno| ControlError::socket("create", errno))?;
+    Ok((owner.into(), vmm.into()))
+}
+
+impl<Out: Serialize, In: DeserializeOwned> ControlSocket<Out, In> {
+    /// Sends one message with copies of `fds`; waits while the socket is full.
+    ///
+    /// # Errors
+    /// Any [`ControlError`] but `WouldBlock`; nothing was sent then.
+    pub fn send(&self, message: &Out, fds: &[BorrowedFd<'_>]) -> Result<(), ControlError> {
+        self.send_with(message, fds, SendFlags::NOSIGNAL)
+    }
+
+    /// Sends one message, or returns [`ControlError::WouldBlock`].
+    ///
+    /// # Errors
+    /// Any [`ControlError`]; nothing was sent then.
+    pub fn try_send(&self, message: &Out, fds: &[BorrowedFd<'_>]) -> Result<(), ControlError> {
+        self.send_with(message, fds, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+    }
+
+    /// Waits for one message. Its descriptors are close-on-exec.
+    ///
+    /// # Errors
+    /// Any [`ControlError`] but `WouldBlock`.
+    pub fn recv(&self) -> Result<(In, Vec<OwnedFd>), ControlError> {
+        self.recv_with(RecvFlags::CMSG_CLOEXEC)
+    }
+
+    /// Takes one message, or returns [`ControlError::WouldBlock`].
+    ///
+    /// # Errors
+    /// Any [`ControlError`].
+    pub fn try_recv(&self) -> Result<(In, Vec<OwnedFd>), ControlError> {
+        self.recv_with(RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)
+    }
+
+    fn send_with(&self, message: &Out, fds: &[BorrowedFd<'_>], flags: SendFlags) -> Result<(), ControlError> {
+        if fds.len() > MAX_MESSAGE_FDS {
+            return Err(ControlError::TooManyFds);
+        }
+        let bytes = serde_json::to_vec(message).map_err(|source| ControlError::Malformed { source })?;
+        if bytes.len() > MAX_MESSAGE_BYTES {
+            return Err(ControlError::TooLong);
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_MESSAGE_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(ControlError::TooManyFds);
+        }
+        loop {
+            match rustix::net::sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, flags) {
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(ControlError::socket("send on", errno)),
+            }
+        }
+    }
+
+    fn recv_with(&self, flags: RecvFlags) -> Result<(In, Vec<OwnedFd>), ControlError> {
+        let mut bytes = vec![0; MAX_MESSAGE_BYTES];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_MESSAGE_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            match rustix::net::recvmsg(
+                &self.socket,
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut control,
+                flags,
+            ) {
+                Ok(received) => break received,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(ControlError::socket("receive from", errno)),
+            }
+        };
+        // Taken out first, so that they are closed whatever is wrong with the rest.
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(passed) = message {
+                fds.extend(passed);
+            }
+        }
+        if received.flags.contains(ReturnFlags::TRUNC) {
+            return Err(ControlError::TooLong);
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(ControlError::TooManyFds);
+        }
+        // No message of ours is empty, so an empty packet cannot be told from the end and need not be.
+        if received.bytes == 0 {
+            return Err(ControlError::Closed);
+        }
+        let message = serde_json::from_slice(&bytes[..received.bytes])
+            .map_err(|source| ControlError::Malformed { source })?;
+        Ok((message, fds))
+    }
+}
+
+impl<Out, In> From<OwnedFd> for ControlSocket<Out, In> {
+    fn from(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            messages: PhantomData,
+        }
+    }
+}
+
+impl<Out, In> From<ControlSocket<Out, In>> for OwnedFd {
+    fn from(socket: ControlSocket<Out, In>) -> Self {
+        socket.socket
+    }
+}
+
+impl<Out, In> AsFd for ControlSocket<Out, In> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl<Out, In> AsRawFd for ControlSocket<Out, In> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,9 @@
 //! One microVM: guest memory, vCPUs, devices. Knows KVM and virtio; not containers, protobuf or tokio.
 
+#![deny(unsafe_code)]
+
+pub mod bus;
 pub mod config;
 pub mod control;
+pub mod irq;
+pub mod memory;
