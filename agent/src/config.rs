@@ -347,7 +347,9 @@ impl Default for ReadonlyConfig {
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { socket: PathBuf::new() }
+        Self {
+            socket: PathBuf::new(),
+        }
     }
 }
 
