@@ -5,5 +5,7 @@
 pub mod bus;
 pub mod config;
 pub mod control;
+pub mod devices;
 pub mod irq;
 pub mod memory;
+pub mod sys;

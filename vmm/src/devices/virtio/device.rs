@@ -1,0 +1,130 @@
+//! What a virtio device is to its transport, and what it is given when its driver is ready.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Counters, DeviceQueue};
+use crate::irq::{Interrupt, InterruptCause};
+use crate::memory::GuestMemory;
+
+/// Feature bits every device here offers: virtio 1.x, indirect descriptors and notification suppression by index.
+pub const COMMON_FEATURES: u64 = feature(virtio_bindings::virtio_config::VIRTIO_F_VERSION_1)
+    | feature(virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC)
+    | feature(virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX);
+
+/// The mask of one feature bit given by its number.
+pub const fn feature(bit: u32) -> u64 {
+    1 << bit
+}
+
+/// Everything a worker half needs, handed over when the driver sets `DRIVER_OK`.
+#[derive(Debug)]
+pub struct Activation {
+    /// Guest memory.
+    pub memory: GuestMemory,
+    /// The device's interrupt.
+    pub interrupt: Interrupt,
+    /// As many as [`VirtioDevice::queue_max_sizes`] has entries, in that order.
+    pub queues: Vec<DeviceQueue>,
+    /// The features both sides agreed on, a subset of [`VirtioDevice::features`].
+    pub features: u64,
+    /// Tells the driver that the device cannot go on.
+    pub needs_reset: NeedsReset,
+}
+
+/// Sets `DEVICE_NEEDS_RESET` in the device status (virtio 1.2, 2.1.2).
+#[derive(Debug, Clone)]
+pub struct NeedsReset {
+    flag: Arc<AtomicBool>,
+    interrupt: Interrupt,
+}
+
+impl NeedsReset {
+    pub(super) fn new(interrupt: Interrupt) -> Self {
+        NeedsReset { flag: Arc::default(), interrupt }
+    }
+
+    /// Sets the bit and notifies the driver. The worker does nothing more until it is stopped by the reset.
+    pub fn raise(&self) {
+        if !self.flag.swap(true, Ordering::AcqRel) {
+            self.interrupt.trigger(InterruptCause::ConfigChange);
+        }
+    }
+
+    /// The bit is set.
+    pub fn is_raised(&self) -> bool {
+        self.flag.load(Ordering::Acquire)
+    }
+
+    pub(super) fn clear(&self) {
+        self.flag.store(false, Ordering::Release);
+    }
+}
+
+/// Why a device could not start. The driver sees `DEVICE_NEEDS_RESET`.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The driver left a queue unconfigured, or placed it outside of memory.
+    #[error("queue {index} is not set up or not inside guest memory")]
+    Queue {
+        /// The queue.
+        index: usize,
+    },
+    /// A host resource could not be made.
+    #[error("Failed to {action}")]
+    Host {
+        /// What was tried, as verb and object.
+        action: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The backend was lost in an earlier failure.
+    #[error("the backend of this device was lost in an earlier failure")]
+    BackendLost,
+}
+
+/// The transport half of a device.
+pub trait VirtioDevice: Send {
+    /// Device ID (virtio 1.2, section 5).
+    fn device_type(&self) -> u32;
+
+    /// Features offered, [`COMMON_FEATURES`] included. Constant.
+    fn features(&self) -> u64;
+
+    /// Largest size of each queue, powers of two. Constant.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// Fills `data` from the configuration space at `offset`; bytes past its end read as zero. Any offset and length.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes to the configuration space; ignored where the device has nothing writable.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// Starts the worker half. Called in the inactive state only: at first, or after [`VirtioDevice::reset`].
+    ///
+    /// # Errors
+    /// The device stays inactive.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Stops the worker half, if there is one, and takes its backend back. When it returns, guest memory and
+    /// interrupt are used no more.
+    fn reset(&mut self);
+
+    /// What the device counted since it was made.
+    fn counters(&self) -> Arc<dyn Counters>;
+
+    /// Interrupts come from the kernel, which cannot set `InterruptStatus`: the used-buffer bit then always reads
+    /// as set (a spurious look at the rings is harmless).
+    fn kernel_raises_interrupts(&self) -> bool {
+        false
+    }
+}
+
+/// Copies from a configuration structure for [`VirtioDevice::read_config`].
+pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else { return };
+    let length = rest.len().min(data.len());
+    data[..length].copy_from_slice(&rest[..length]);
+}

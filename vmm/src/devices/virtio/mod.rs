@@ -1,0 +1,24 @@
+//! Virtio devices over virtio-mmio (virtio 1.2, section 4.2): what the guest sees of its disks, network and sockets.
+//!
+//! Every device has two halves. The *transport half* ([`VirtioDevice`]) lives behind [`transport::MmioTransport`] and is
+//! touched by vCPU threads only: identity, features, configuration space. The *worker half* owns the queues, the
+//! interrupt and the backend; it is made by [`VirtioDevice::activate`], runs on a thread of its own (`blk-vda`, `vsock`,
+//! `net`, `rng`) and hands its backend back when the driver resets the device. So no code asks whether a device is active.
+//!
+//! The guest is hostile: descriptor chains become typed requests in files without I/O (`chain.rs`, `request.rs`,
+//! `packet.rs`), each copied once and then checked. Bad input is counted, and fails the request or sets
+//! `DEVICE_NEEDS_RESET`.
+
+pub mod chain;
+pub mod counters;
+pub mod device;
+pub mod queue;
+pub mod rng;
+#[cfg(test)]
+mod testing;
+pub mod transport;
+mod worker;
+
+pub use counters::Counters;
+pub use device::{ActivateError, Activation, NeedsReset, VirtioDevice};
+pub use queue::{DeviceQueue, QueueFailure};

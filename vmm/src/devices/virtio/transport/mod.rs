@@ -1,0 +1,410 @@
+//! The virtio-mmio register block, version 2 (virtio 1.2, section 4.2.2), and the device status state machine.
+//!
+//! ```text
+//!  0 -ACKNOWLEDGE-> -DRIVER-> (features) -FEATURES_OK-> (queues) -DRIVER_OK-> active
+//!  ^                                                                            |
+//!  +------------------------------- write of 0 (reset), any time ---------------+
+//! ```
+//! Steps out of order, cleared bits and register accesses that the current step does not permit change nothing and
+//! are counted. `FEATURES_OK` is refused (does not stick) for features that were not offered or without
+//! `VIRTIO_F_VERSION_1`. A device that cannot be activated shows `DEVICE_NEEDS_RESET`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_config as config;
+use virtio_bindings::virtio_mmio as reg;
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::counters::define_counters;
+use super::device::feature;
+use super::worker::{clear_event, event_fd};
+use super::{ActivateError, Activation, Counters, DeviceQueue, NeedsReset, VirtioDevice};
+use crate::bus::BusDevice;
+use crate::irq::Interrupt;
+use crate::memory::GuestMemory;
+
+#[cfg(test)]
+mod tests;
+
+/// Length of the register block with configuration space, bytes.
+pub const MMIO_REGION_BYTES: u64 = 0x1000;
+/// Offset of `QueueNotify`: an ioeventfd per queue goes here, with the queue's index as 4 byte datamatch.
+pub const QUEUE_NOTIFY_OFFSET: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+/// "virt", little endian.
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+/// Not assigned to anyone; Linux only prints it.
+const VENDOR_ID: u32 = 0;
+
+const ACKNOWLEDGE: u32 = config::VIRTIO_CONFIG_S_ACKNOWLEDGE;
+const DRIVER: u32 = config::VIRTIO_CONFIG_S_DRIVER;
+const FEATURES_OK: u32 = config::VIRTIO_CONFIG_S_FEATURES_OK;
+const DRIVER_OK: u32 = config::VIRTIO_CONFIG_S_DRIVER_OK;
+const NEEDS_RESET: u32 = config::VIRTIO_CONFIG_S_NEEDS_RESET;
+const FAILED: u32 = config::VIRTIO_CONFIG_S_FAILED;
+
+define_counters!(
+    /// What goes wrong between a driver and its transport.
+    TransportCounters {
+        /// Register accesses that the specification does not permit there, or then.
+        protocol_errors,
+        /// Activations.
+        activations,
+        /// Activations that failed.
+        activation_failures,
+    }
+);
+
+/// A device behind its registers. Lives on the MMIO bus.
+pub struct MmioTransport {
+    device: Box<dyn VirtioDevice>,
+    memory: GuestMemory,
+    interrupt: Interrupt,
+    needs_reset: NeedsReset,
+    /// One per queue, the same over resets: they are registered with KVM once.
+    kicks: Vec<EventFd>,
+    queues: Vec<Queue>,
+    status: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u32,
+    counters: Arc<TransportCounters>,
+}
+
+impl std::fmt::Debug for MmioTransport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MmioTransport")
+            .field("device_type", &self.device.device_type())
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MmioTransport {
+    /// Puts `device` behind registers, in its reset state.
+    ///
+    /// # Errors
+    /// No event descriptors left.
+    ///
+    /// # Panics
+    /// When a queue size of the device is not a power of two.
+    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, interrupt: Interrupt) -> io::Result<Self> {
+        let sizes = device.queue_max_sizes();
+        let kicks = sizes.iter().map(|_| event_fd()).collect::<io::Result<_>>()?;
+        let queues = sizes
+            .iter()
+            .map(|&size| Queue::new(size).expect("queue sizes are constants and powers of two"))
+            .collect();
+        let needs_reset = NeedsReset::new(interrupt.clone());
+        Ok(MmioTransport {
+            device,
+            memory,
+            interrupt,
+            needs_reset,
+            kicks,
+            queues,
+            status: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+            counters: Arc::new(TransportCounters::new("virtio")),
+        })
+    }
+
+    /// One event per queue, to be registered as ioeventfd at [`QUEUE_NOTIFY_OFFSET`] with the index as datamatch.
+    pub fn kick_event_fds(&self) -> &[EventFd] {
+        &self.kicks
+    }
+
+    /// The device's interrupt, whose event is to be registered as irqfd.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// Device ID (virtio 1.2, section 5).
+    pub fn device_type(&self) -> u32 {
+        self.device.device_type()
+    }
+
+    /// The device's counters.
+    pub fn counters(&self) -> Arc<dyn Counters> {
+        Arc::new(Both { device: self.device.counters(), transport: Arc::clone(&self.counters) })
+    }
+
+    fn read_register(&self, offset: u32) -> u32 {
+        match offset {
+            reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            reg::VIRTIO_MMIO_VERSION => VERSION,
+            reg::VIRTIO_MMIO_DEVICE_ID => self.device.device_type(),
+            reg::VIRTIO_MMIO_VENDOR_ID => VENDOR_ID,
+            reg::VIRTIO_MMIO_DEVICE_FEATURES => half(self.device.features(), self.device_features_select),
+            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self.selected_queue().map_or(0, |queue| u32::from(queue.max_size())),
+            reg::VIRTIO_MMIO_QUEUE_READY => self.selected_queue().map_or(0, |queue| u32::from(queue.ready())),
+            reg::VIRTIO_MMIO_INTERRUPT_STATUS => {
+                let kernel = self.status & DRIVER_OK != 0 && self.device.kernel_raises_interrupts();
+                self.interrupt.status() | if kernel { reg::VIRTIO_MMIO_INT_VRING } else { 0 }
+            }
+            reg::VIRTIO_MMIO_STATUS => {
+                self.status | if self.needs_reset.is_raised() { NEEDS_RESET } else { 0 }
+            }
+            // A region that does not exist has length and address -1.
+            reg::VIRTIO_MMIO_SHM_LEN_LOW
+            | reg::VIRTIO_MMIO_SHM_LEN_HIGH
+            | reg::VIRTIO_MMIO_SHM_BASE_LOW
+            | reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            // No configuration changes while a device lives.
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            _ => self.protocol_error(),
+        }
+    }
+
+    fn write_register(&mut self, offset: u32, value: u32) {
+        match offset {
+            reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_select = value,
+            reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_select = value,
+            reg::VIRTIO_MMIO_DRIVER_FEATURES => self.write_driver_features(value),
+            reg::VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
+            reg::VIRTIO_MMIO_QUEUE_NUM => match u16::try_from(value) {
+                Ok(size) => self.configure_queue(|queue| !queue.ready() && queue.try_set_size(size).is_ok()),
+                Err(_) => {
+                    self.protocol_error();
+                }
+            },
+            reg::VIRTIO_MMIO_QUEUE_READY => self.configure_queue(|queue| {
+                queue.set_ready(value == 1);
+                value <= 1
+            }),
+            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => self.set_ring(|q| q.set_desc_table_address(Some(value), None)),
+            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => self.set_ring(|q| q.set_desc_table_address(None, Some(value))),
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => self.set_ring(|q| q.set_avail_ring_address(Some(value), None)),
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => self.set_ring(|q| q.set_avail_ring_address(None, Some(value))),
+            reg::VIRTIO_MMIO_QUEUE_USED_LOW => self.set_ring(|q| q.set_used_ring_address(Some(value), None)),
+            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => self.set_ring(|q| q.set_used_ring_address(None, Some(value))),
+            reg::VIRTIO_MMIO_QUEUE_NOTIFY => self.kick(value),
+            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            reg::VIRTIO_MMIO_STATUS => self.write_status(value),
+            reg::VIRTIO_MMIO_SHM_SEL => {}
+            _ => {
+                self.protocol_error();
+            }
+        }
+    }
+
+    fn protocol_error(&self) -> u32 {
+        self.counters.protocol_errors.increment();
+        0
+    }
+
+    fn selected_queue(&self) -> Option<&Queue> {
+        self.queues.get(usize::try_from(self.queue_select).ok()?)
+    }
+
+    fn write_driver_features(&mut self, value: u32) {
+        let negotiating = self.status & (DRIVER | FEATURES_OK | FAILED) == DRIVER;
+        match self.driver_features_select {
+            0 if negotiating => {
+                self.driver_features = (self.driver_features & !u64::from(u32::MAX)) | u64::from(value);
+            }
+            1 if negotiating => {
+                self.driver_features = (self.driver_features & u64::from(u32::MAX)) | (u64::from(value) << 32);
+            }
+            // Bits above 63 do not exist; a driver may write zeroes there.
+            _ if negotiating && value == 0 => {}
+            _ => {
+                self.protocol_error();
+            }
+        }
+    }
+
+    /// Changes the selected queue, which is possible between `FEATURES_OK` and `DRIVER_OK` and while it is not ready
+    /// (except for taking the readiness back).
+    fn configure_queue(&mut self, change: impl FnOnce(&mut Queue) -> bool) {
+        let configurable = self.status & (FEATURES_OK | DRIVER_OK | FAILED) == FEATURES_OK;
+        let queue = usize::try_from(self.queue_select).ok().and_then(|index| self.queues.get_mut(index));
+        let done = match queue {
+            Some(queue) if configurable => change(queue),
+            _ => false,
+        };
+        if !done {
+            self.protocol_error();
+        }
+    }
+
+    fn set_ring(&mut self, change: impl FnOnce(&mut Queue)) {
+        self.configure_queue(|queue| {
+            let configurable = !queue.ready();
+            if configurable {
+                change(queue);
+            }
+            configurable
+        });
+    }
+
+    fn kick(&self, index: u32) {
+        let kick = usize::try_from(index).ok().and_then(|index| self.kicks.get(index));
+        match kick {
+            // A kick before DRIVER_OK is kept by the event, as it is when it comes through an ioeventfd.
+            Some(kick) => {
+                // A full counter is readable, which is all a kick has to achieve.
+                let _ = kick.write(1);
+            }
+            None => {
+                self.protocol_error();
+            }
+        }
+    }
+
+    fn write_status(&mut self, value: u32) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        // The driver may not clear bits (virtio 1.2, 2.1.1), but need not repeat what the device set.
+        if value & self.status & !(NEEDS_RESET | FAILED) != self.status & !(NEEDS_RESET | FAILED) {
+            self.protocol_error();
+            return;
+        }
+        if value & FAILED != 0 {
+            self.status |= FAILED;
+            return;
+        }
+        let steps = [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK];
+        let mut required = 0;
+        for step in steps {
+            if value & step != 0 && self.status & step == 0 {
+                if self.status & (required | FAILED) != required || !self.take_step(step) {
+                    self.protocol_error();
+                    return;
+                }
+                self.status |= step;
+            }
+            required |= step;
+        }
+    }
+
+    /// Does what a new status bit asks for; `false` refuses the bit.
+    fn take_step(&mut self, step: u32) -> bool {
+        match step {
+            FEATURES_OK => {
+                self.driver_features & !self.device.features() == 0
+                    && self.driver_features & feature(config::VIRTIO_F_VERSION_1) != 0
+            }
+            DRIVER_OK => {
+                // The bit sticks even when the device cannot start: the driver learns it from NEEDS_RESET.
+                self.counters.activations.increment();
+                if self.activate().is_err() {
+                    self.counters.activation_failures.increment();
+                    self.needs_reset.raise();
+                }
+                true
+            }
+            _ => true,
+        }
+    }
+
+    fn activate(&mut self) -> Result<(), ActivateError> {
+        let event_idx =
+            self.driver_features & feature(virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX) != 0;
+        let mut queues = Vec::with_capacity(self.queues.len());
+        for (index, (queue, kick)) in self.queues.iter().zip(&self.kicks).enumerate() {
+            if !queue.is_valid(&self.memory) {
+                return Err(ActivateError::Queue { index });
+            }
+            let mut queue = Queue::try_from(queue.state()).map_err(|_| ActivateError::Queue { index })?;
+            queue.set_event_idx(event_idx);
+            let kick = kick
+                .try_clone()
+                .map_err(|source| ActivateError::Host { action: "duplicate a kick event", source })?;
+            queues.push(DeviceQueue { queue, kick });
+        }
+        self.device.activate(Activation {
+            memory: self.memory.clone(),
+            interrupt: self.interrupt.clone(),
+            queues,
+            features: self.driver_features,
+            needs_reset: self.needs_reset.clone(),
+        })
+    }
+
+    fn reset(&mut self) {
+        self.device.reset();
+        for queue in &mut self.queues {
+            queue.reset();
+        }
+        for kick in &self.kicks {
+            clear_event(kick);
+        }
+        self.needs_reset.clear();
+        self.interrupt.acknowledge(u32::MAX);
+        self.status = 0;
+        self.device_features_select = 0;
+        self.driver_features_select = 0;
+        self.driver_features = 0;
+        self.queue_select = 0;
+    }
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        match offset.checked_sub(u64::from(reg::VIRTIO_MMIO_CONFIG)) {
+            Some(config_offset) => self.device.read_config(config_offset, data),
+            None => match (u32::try_from(offset), <&mut [u8; 4]>::try_from(data)) {
+                (Ok(offset), Ok(data)) => *data = self.read_register(offset).to_le_bytes(),
+                _ => {
+                    self.protocol_error();
+                }
+            },
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        match offset.checked_sub(u64::from(reg::VIRTIO_MMIO_CONFIG)) {
+            Some(config_offset) if self.status & DRIVER != 0 => self.device.write_config(config_offset, data),
+            Some(_) => {
+                self.protocol_error();
+            }
+            None => match (u32::try_from(offset), <[u8; 4]>::try_from(data)) {
+                (Ok(offset), Ok(data)) => self.write_register(offset, u32::from_le_bytes(data)),
+                _ => {
+                    self.protocol_error();
+                }
+            },
+        }
+    }
+}
+
+/// The 32 bits of `features` that the guest selected.
+fn half(features: u64, select: u32) -> u32 {
+    let shifted = match select {
+        0 => features,
+        1 => features >> 32,
+        _ => 0,
+    };
+    u32::try_from(shifted & u64::from(u32::MAX)).expect("masked to 32 bits")
+}
+
+/// The counters of a device, and of its transport under names that begin with the device's.
+#[derive(Debug)]
+struct Both {
+    device: Arc<dyn Counters>,
+    transport: Arc<TransportCounters>,
+}
+
+impl Counters for Both {
+    fn collect(&self, into: &mut BTreeMap<String, u64>) {
+        self.device.collect(into);
+        // Over all devices: one number each is enough to see a misbehaving driver.
+        let mut transport = BTreeMap::new();
+        self.transport.collect(&mut transport);
+        for (name, value) in transport {
+            *into.entry(name).or_default() += value;
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! System calls behind safe functions: the place, beside `kvm` and `memory`, where `unsafe` may live.
+
+pub mod iovec;
