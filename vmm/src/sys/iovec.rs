@@ -29,7 +29,10 @@ impl GuestRange {
     #[must_use]
     pub fn prefix(&self, n: usize) -> GuestRange {
         let length = u32::try_from(n).map_or(self.length, |n| n.min(self.length));
-        GuestRange { address: self.address, length }
+        GuestRange {
+            address: self.address,
+            length,
+        }
     }
 
     /// What follows the first `n` bytes.
@@ -69,13 +72,19 @@ impl<'m> GuestIovecs<'m> {
                 let slice = slice.map_err(|_| io::Error::from_raw_os_error(libc::EFAULT))?;
                 // The guard only matters for memory mapped on demand (Xen); this memory stays mapped.
                 let base = slice.ptr_guard_mut().as_ptr();
-                iovecs.push(libc::iovec { iov_base: base.cast(), iov_len: slice.len() });
+                iovecs.push(libc::iovec {
+                    iov_base: base.cast(),
+                    iov_len: slice.len(),
+                });
             }
         }
         if iovecs.len() > MAX_IOVECS {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        Ok(GuestIovecs { iovecs, memory: PhantomData })
+        Ok(GuestIovecs {
+            iovecs,
+            memory: PhantomData,
+        })
     }
 
     /// The list for a system call.

@@ -64,16 +64,28 @@ impl Buffers {
         while let Some(descriptor) = chain.next() {
             n_descriptors += 1;
             if n_descriptors > max_descriptors {
-                return Err(ChainError::TooLong { limit: max_descriptors });
+                return Err(ChainError::TooLong {
+                    limit: max_descriptors,
+                });
             }
             announced = descriptor.has_next();
-            let range = GuestRange { address: descriptor.addr(), length: descriptor.len() };
+            let range = GuestRange {
+                address: descriptor.addr(),
+                length: descriptor.len(),
+            };
             if range.length == 0 {
                 continue;
             }
-            let access = if descriptor.is_write_only() { Permissions::Write } else { Permissions::Read };
+            let access = if descriptor.is_write_only() {
+                Permissions::Write
+            } else {
+                Permissions::Read
+            };
             if !chain.memory().check_range(range.address, range.len(), access) {
-                return Err(ChainError::OutsideMemory { address: range.address.0, length: range.length });
+                return Err(ChainError::OutsideMemory {
+                    address: range.address.0,
+                    length: range.length,
+                });
             }
             if descriptor.is_write_only() {
                 buffers.writable.push(range);
@@ -83,7 +95,11 @@ impl Buffers {
                 return Err(ChainError::Order);
             }
         }
-        if announced { Err(ChainError::Broken) } else { Ok(buffers) }
+        if announced {
+            Err(ChainError::Broken)
+        } else {
+            Ok(buffers)
+        }
     }
 }
 
@@ -164,7 +180,11 @@ impl Ranges {
         let mut done = 0;
         for range in &self.ranges {
             let part = range.prefix(buffer.len() - done);
-            if part.length == 0 || memory.read_slice(&mut buffer[done..done + part.len()], part.address).is_err() {
+            if part.length == 0
+                || memory
+                    .read_slice(&mut buffer[done..done + part.len()], part.address)
+                    .is_err()
+            {
                 break;
             }
             done += part.len();
@@ -177,7 +197,11 @@ impl Ranges {
         let mut done = 0;
         for range in &self.ranges {
             let part = range.prefix(bytes.len() - done);
-            if part.length == 0 || memory.write_slice(&bytes[done..done + part.len()], part.address).is_err() {
+            if part.length == 0
+                || memory
+                    .write_slice(&bytes[done..done + part.len()], part.address)
+                    .is_err()
+            {
                 break;
             }
             done += part.len();
@@ -208,7 +232,10 @@ impl Ranges {
 impl From<Vec<GuestRange>> for Ranges {
     fn from(ranges: Vec<GuestRange>) -> Self {
         let mut all = Ranges::default();
-        ranges.into_iter().filter(|range| range.length != 0).for_each(|range| all.push(range));
+        ranges
+            .into_iter()
+            .filter(|range| range.length != 0)
+            .for_each(|range| all.push(range));
         all
     }
 }
@@ -257,8 +284,14 @@ mod tests {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         memory.write_slice(&[0xff; 0x6000], GuestAddress(0)).unwrap();
         let ranges = Ranges::from(vec![
-            GuestRange { address: GuestAddress(0), length: 10 },
-            GuestRange { address: GuestAddress(100), length: 0x2000 },
+            GuestRange {
+                address: GuestAddress(0),
+                length: 10,
+            },
+            GuestRange {
+                address: GuestAddress(100),
+                length: 0x2000,
+            },
         ]);
         ranges.zero_from(&memory, 15);
         let mut seen = vec![0; 0x3000];

@@ -41,7 +41,10 @@ pub struct NeedsReset {
 
 impl NeedsReset {
     pub(super) fn new(interrupt: Interrupt) -> Self {
-        NeedsReset { flag: Arc::default(), interrupt }
+        NeedsReset {
+            flag: Arc::default(),
+            interrupt,
+        }
     }
 
     /// Sets the bit and notifies the driver. The worker does nothing more until it is stopped by the reset.
@@ -124,7 +127,12 @@ pub trait VirtioDevice: Send {
 /// Copies from a configuration structure for [`VirtioDevice::read_config`].
 pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     data.fill(0);
-    let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else { return };
+    let Some(rest) = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..))
+    else {
+        return;
+    };
     let length = rest.len().min(data.len());
     data[..length].copy_from_slice(&rest[..length]);
 }

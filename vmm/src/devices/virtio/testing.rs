@@ -37,12 +37,20 @@ pub(super) struct Buffer {
 
 /// A buffer that the device reads.
 pub(super) fn readable(address: u64, length: usize) -> Buffer {
-    Buffer { address, length: u32::try_from(length).unwrap(), writable: false }
+    Buffer {
+        address,
+        length: u32::try_from(length).unwrap(),
+        writable: false,
+    }
 }
 
 /// A buffer that the device writes.
 pub(super) fn writable(address: u64, length: usize) -> Buffer {
-    Buffer { address, length: u32::try_from(length).unwrap(), writable: true }
+    Buffer {
+        address,
+        length: u32::try_from(length).unwrap(),
+        writable: true,
+    }
 }
 
 #[derive(Debug)]
@@ -71,7 +79,13 @@ impl Driver {
         let transport = MmioTransport::new(device, memory.clone(), interrupt.clone()).unwrap();
         let poller = Poller::new().unwrap();
         poller.watch_readable(interrupt.event_fd(), 0).unwrap();
-        Driver { transport, memory, interrupt, rings: Vec::new(), poller }
+        Driver {
+            transport,
+            memory,
+            interrupt,
+            rings: Vec::new(),
+            poller,
+        }
     }
 
     /// A driver whose device is active with all features that it offers, `without` these.
@@ -167,7 +181,8 @@ impl Driver {
 
     pub(super) fn config(&mut self, offset: u64, length: usize) -> Vec<u8> {
         let mut data = vec![0; length];
-        self.transport.read(u64::from(reg::VIRTIO_MMIO_CONFIG) + offset, &mut data);
+        self.transport
+            .read(u64::from(reg::VIRTIO_MMIO_CONFIG) + offset, &mut data);
         data
     }
 
@@ -188,7 +203,10 @@ impl Driver {
     pub(super) fn add(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
         let indices: Vec<_> = {
             let free = &mut self.rings[queue].free;
-            buffers.iter().map(|_| free.pop().expect("free descriptors")).collect()
+            buffers
+                .iter()
+                .map(|_| free.pop().expect("free descriptors"))
+                .collect()
         };
         for (position, buffer) in buffers.iter().enumerate() {
             let next = indices.get(position + 1).copied();
@@ -228,7 +246,10 @@ impl Driver {
     pub(super) fn try_used(&mut self, queue: usize) -> Option<(u16, u32)> {
         let ring = &mut self.rings[queue];
         let used_base = ring.base + USED_OFFSET;
-        let index: u16 = self.memory.load(GuestAddress(used_base + 2), Ordering::SeqCst).unwrap();
+        let index: u16 = self
+            .memory
+            .load(GuestAddress(used_base + 2), Ordering::SeqCst)
+            .unwrap();
         if index == ring.used {
             return None;
         }
@@ -238,7 +259,9 @@ impl Driver {
         ring.used = ring.used.wrapping_add(1);
         // used_event: interrupt for the next one.
         let used_event = GuestAddress(ring.base + AVAIL_OFFSET + 4 + 2 * u64::from(ring.size));
-        self.memory.store(ring.used, used_event, Ordering::SeqCst).unwrap();
+        self.memory
+            .store(ring.used, used_event, Ordering::SeqCst)
+            .unwrap();
         ring.free.append(&mut ring.chains[usize::from(head)]);
         Some((head, length))
     }
@@ -275,7 +298,9 @@ impl Driver {
     }
 
     pub(super) fn wait_needs_reset(&mut self) {
-        self.wait_until("NEEDS_RESET", |driver| (driver.status() & 0x40 != 0).then_some(()));
+        self.wait_until("NEEDS_RESET", |driver| {
+            (driver.status() & 0x40 != 0).then_some(())
+        });
     }
 
     pub(super) fn write_memory(&self, address: u64, bytes: &[u8]) {
@@ -291,6 +316,7 @@ impl Driver {
     pub(super) fn counter(&self, name: &str) -> u64 {
         let mut all = std::collections::BTreeMap::new();
         self.transport.counters().collect(&mut all);
-        *all.get(name).unwrap_or_else(|| panic!("no counter {name} in {all:?}"))
+        *all.get(name)
+            .unwrap_or_else(|| panic!("no counter {name} in {all:?}"))
     }
 }

@@ -20,8 +20,13 @@ impl<T: Send + 'static> WorkerThread<T> {
     pub(super) fn spawn(name: &str, body: impl FnOnce(EventFd) -> T + Send + 'static) -> io::Result<Self> {
         let stop = event_fd()?;
         let stop_seen_by_body = stop.try_clone()?;
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(stop_seen_by_body))?;
-        Ok(WorkerThread { stop, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || body(stop_seen_by_body))?;
+        Ok(WorkerThread {
+            stop,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -74,17 +79,27 @@ impl Poller {
 
     /// Reports `token` for `events`.
     pub(super) fn watch(&self, fd: &impl AsRawFd, events: EventSet, token: u64) -> io::Result<()> {
-        self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, token))
+        self.epoll.ctl(
+            ControlOperation::Add,
+            fd.as_raw_fd(),
+            EpollEvent::new(events, token),
+        )
     }
 
     /// Ends the reports for `fd`.
     pub(super) fn unwatch(&self, fd: &impl AsRawFd) {
         // Fails only for a descriptor that is not watched.
-        let _ = self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
+        let _ = self
+            .epoll
+            .ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
     }
 
     /// Waits for at least one event, at most `timeout_ms` (-1: for ever). Interrupted waits return no event.
-    pub(super) fn wait<'e>(&self, timeout_ms: i32, events: &'e mut [EpollEvent]) -> io::Result<&'e [EpollEvent]> {
+    pub(super) fn wait<'e>(
+        &self,
+        timeout_ms: i32,
+        events: &'e mut [EpollEvent],
+    ) -> io::Result<&'e [EpollEvent]> {
         match self.epoll.wait(timeout_ms, events) {
             Ok(n) => Ok(&events[..n]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(&[]),

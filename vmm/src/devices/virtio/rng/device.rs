@@ -33,7 +33,10 @@ pub struct Rng {
 impl Rng {
     /// An inactive device.
     pub fn new() -> Self {
-        Rng { counters: Arc::new(RngCounters::new("rng")), worker: None }
+        Rng {
+            counters: Arc::new(RngCounters::new("rng")),
+            worker: None,
+        }
     }
 }
 
@@ -69,8 +72,12 @@ impl VirtioDevice for Rng {
             queue,
             counters: Arc::clone(&self.counters),
         };
-        let thread = WorkerThread::spawn("rng", move |stop| worker.run(&stop))
-            .map_err(|source| ActivateError::Host { action: "start thread rng", source })?;
+        let thread = WorkerThread::spawn("rng", move |stop| worker.run(&stop)).map_err(|source| {
+            ActivateError::Host {
+                action: "start thread rng",
+                source,
+            }
+        })?;
         self.worker = Some(thread);
         Ok(())
     }

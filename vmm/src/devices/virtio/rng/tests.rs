@@ -16,7 +16,10 @@ fn buffers_are_filled_with_different_bytes() {
     driver.add(0, &[writable(HEAP, 32), writable(HEAP + 0x1000, 32)]);
     driver.kick(0);
     assert_eq!(driver.wait_used(0).1, 64);
-    let (first, second) = (driver.read_memory(HEAP, 32), driver.read_memory(HEAP + 0x1000, 32));
+    let (first, second) = (
+        driver.read_memory(HEAP, 32),
+        driver.read_memory(HEAP + 0x1000, 32),
+    );
     assert_ne!(first, second);
     assert_ne!(first, [0; 32]);
     assert_eq!(driver.read_memory(HEAP + 32, 8), [0; 8]);

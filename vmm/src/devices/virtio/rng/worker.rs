@@ -52,7 +52,9 @@ impl Worker {
     /// Fills at most one queue of buffers, so that `stop` is seen whatever the driver does.
     fn process(&mut self) -> Result<(), QueueFailure> {
         for _ in 0..QUEUE_SIZES[REQUEST_QUEUE] {
-            let Some(chain) = self.queue.pop(&self.memory)? else { break };
+            let Some(chain) = self.queue.pop(&self.memory)? else {
+                break;
+            };
             let head = chain.head_index();
             let length = match Buffers::parse(chain, MAX_DESCRIPTORS) {
                 Ok(buffers) => self.fill(&buffers.writable),
@@ -77,7 +79,8 @@ impl Worker {
         let mut random = [0_u8; MAX_REQUEST_BYTES];
         let wanted = ranges.len().min(MAX_REQUEST_BYTES);
         // Fails only when interrupted before the first byte; the driver then asks again.
-        let got = rustix::rand::getrandom(&mut random[..wanted], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+        let got = rustix::rand::getrandom(&mut random[..wanted], rustix::rand::GetRandomFlags::empty())
+            .unwrap_or(0);
         let written = ranges.write(&self.memory, &random[..got]);
         self.counters.requests.increment();
         self.counters.bytes.add(written as u64);

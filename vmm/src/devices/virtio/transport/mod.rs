@@ -134,7 +134,10 @@ impl MmioTransport {
 
     /// The device's counters.
     pub fn counters(&self) -> Arc<dyn Counters> {
-        Arc::new(Both { device: self.device.counters(), transport: Arc::clone(&self.counters) })
+        Arc::new(Both {
+            device: self.device.counters(),
+            transport: Arc::clone(&self.counters),
+        })
     }
 
     fn read_register(&self, offset: u32) -> u32 {
@@ -144,14 +147,21 @@ impl MmioTransport {
             reg::VIRTIO_MMIO_DEVICE_ID => self.device.device_type(),
             reg::VIRTIO_MMIO_VENDOR_ID => VENDOR_ID,
             reg::VIRTIO_MMIO_DEVICE_FEATURES => half(self.device.features(), self.device_features_select),
-            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self.selected_queue().map_or(0, |queue| u32::from(queue.max_size())),
+            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self
+                .selected_queue()
+                .map_or(0, |queue| u32::from(queue.max_size())),
             reg::VIRTIO_MMIO_QUEUE_READY => self.selected_queue().map_or(0, |queue| u32::from(queue.ready())),
             reg::VIRTIO_MMIO_INTERRUPT_STATUS => {
                 let kernel = self.status & DRIVER_OK != 0 && self.device.kernel_raises_interrupts();
                 self.interrupt.status() | if kernel { reg::VIRTIO_MMIO_INT_VRING } else { 0 }
             }
             reg::VIRTIO_MMIO_STATUS => {
-                self.status | if self.needs_reset.is_raised() { NEEDS_RESET } else { 0 }
+                self.status
+                    | if self.needs_reset.is_raised() {
+                        NEEDS_RESET
+                    } else {
+                        0
+                    }
             }
             // A region that does not exist has length and address -1.
             reg::VIRTIO_MMIO_SHM_LEN_LOW
@@ -181,9 +191,15 @@ impl MmioTransport {
                 value <= 1
             }),
             reg::VIRTIO_MMIO_QUEUE_DESC_LOW => self.set_ring(|q| q.set_desc_table_address(Some(value), None)),
-            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => self.set_ring(|q| q.set_desc_table_address(None, Some(value))),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => self.set_ring(|q| q.set_avail_ring_address(Some(value), None)),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => self.set_ring(|q| q.set_avail_ring_address(None, Some(value))),
+            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => {
+                self.set_ring(|q| q.set_desc_table_address(None, Some(value)))
+            }
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => {
+                self.set_ring(|q| q.set_avail_ring_address(Some(value), None))
+            }
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => {
+                self.set_ring(|q| q.set_avail_ring_address(None, Some(value)))
+            }
             reg::VIRTIO_MMIO_QUEUE_USED_LOW => self.set_ring(|q| q.set_used_ring_address(Some(value), None)),
             reg::VIRTIO_MMIO_QUEUE_USED_HIGH => self.set_ring(|q| q.set_used_ring_address(None, Some(value))),
             reg::VIRTIO_MMIO_QUEUE_NOTIFY => self.kick(value),
@@ -212,7 +228,8 @@ impl MmioTransport {
                 self.driver_features = (self.driver_features & !u64::from(u32::MAX)) | u64::from(value);
             }
             1 if negotiating => {
-                self.driver_features = (self.driver_features & u64::from(u32::MAX)) | (u64::from(value) << 32);
+                self.driver_features =
+                    (self.driver_features & u64::from(u32::MAX)) | (u64::from(value) << 32);
             }
             // Bits above 63 do not exist; a driver may write zeroes there.
             _ if negotiating && value == 0 => {}
@@ -226,7 +243,9 @@ impl MmioTransport {
     /// (except for taking the readiness back).
     fn configure_queue(&mut self, change: impl FnOnce(&mut Queue) -> bool) {
         let configurable = self.status & (FEATURES_OK | DRIVER_OK | FAILED) == FEATURES_OK;
-        let queue = usize::try_from(self.queue_select).ok().and_then(|index| self.queues.get_mut(index));
+        let queue = usize::try_from(self.queue_select)
+            .ok()
+            .and_then(|index| self.queues.get_mut(index));
         let done = match queue {
             Some(queue) if configurable => change(queue),
             _ => false,
@@ -247,7 +266,9 @@ impl MmioTransport {
     }
 
     fn kick(&self, index: u32) {
-        let kick = usize::try_from(index).ok().and_then(|index| self.kicks.get(index));
+        let kick = usize::try_from(index)
+            .ok()
+            .and_then(|index| self.kicks.get(index));
         match kick {
             // A kick before DRIVER_OK is kept by the event, as it is when it comes through an ioeventfd.
             Some(kick) => {
@@ -318,9 +339,10 @@ impl MmioTransport {
             }
             let mut queue = Queue::try_from(queue.state()).map_err(|_| ActivateError::Queue { index })?;
             queue.set_event_idx(event_idx);
-            let kick = kick
-                .try_clone()
-                .map_err(|source| ActivateError::Host { action: "duplicate a kick event", source })?;
+            let kick = kick.try_clone().map_err(|source| ActivateError::Host {
+                action: "duplicate a kick event",
+                source,
+            })?;
             queues.push(DeviceQueue { queue, kick });
         }
         self.device.activate(Activation {

@@ -23,7 +23,13 @@ struct Probe {
 
 impl Probe {
     fn boxed() -> Box<Self> {
-        Box::new(Probe { worker: None, n_resets_while_active: 0, written: Vec::new(), fails: false, in_kernel: false })
+        Box::new(Probe {
+            worker: None,
+            n_resets_while_active: 0,
+            written: Vec::new(),
+            fails: false,
+            in_kernel: false,
+        })
     }
 }
 
@@ -117,9 +123,13 @@ fn queue_registers_are_per_queue_and_bounded() {
 #[test]
 fn features_ok_is_refused_for_unknown_features_and_without_version_1() {
     let version_1 = feature(config::VIRTIO_F_VERSION_1);
-    for (features, accepted) in
-        [(version_1, true), (version_1 | 5, true), (5, false), (version_1 | 2, false), (u64::MAX, false)]
-    {
+    for (features, accepted) in [
+        (version_1, true),
+        (version_1 | 5, true),
+        (5, false),
+        (version_1 | 2, false),
+        (u64::MAX, false),
+    ] {
         let mut driver = Driver::new(Probe::boxed());
         driver.set_status(1);
         driver.set_status(3);
@@ -181,7 +191,11 @@ fn queue_outside_memory_means_needs_reset() {
     driver.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
     driver.set_status(15);
     assert_eq!(driver.status(), 0x4f);
-    assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 2, "a configuration interrupt says so");
+    assert_eq!(
+        driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS),
+        2,
+        "a configuration interrupt says so"
+    );
     driver.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 2);
     assert_eq!(driver.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 0);
     driver.set_status(0);
