@@ -1,3 +1,7 @@
 //! System calls behind safe functions: the place, beside `kvm` and `memory`, where `unsafe` may live.
 
+#![allow(unsafe_code)]
+
+pub mod file;
 pub mod iovec;
+pub mod uring;

@@ -9,6 +9,7 @@
 //! `packet.rs`), each copied once and then checked. Bad input is counted, and fails the request or sets
 //! `DEVICE_NEEDS_RESET`.
 
+pub mod block;
 pub mod chain;
 pub mod counters;
 pub mod device;

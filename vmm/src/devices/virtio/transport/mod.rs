@@ -192,13 +192,13 @@ impl MmioTransport {
             }),
             reg::VIRTIO_MMIO_QUEUE_DESC_LOW => self.set_ring(|q| q.set_desc_table_address(Some(value), None)),
             reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => {
-                self.set_ring(|q| q.set_desc_table_address(None, Some(value)))
+                self.set_ring(|q| q.set_desc_table_address(None, Some(value)));
             }
             reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => {
-                self.set_ring(|q| q.set_avail_ring_address(Some(value), None))
+                self.set_ring(|q| q.set_avail_ring_address(Some(value), None));
             }
             reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => {
-                self.set_ring(|q| q.set_avail_ring_address(None, Some(value)))
+                self.set_ring(|q| q.set_avail_ring_address(None, Some(value)));
             }
             reg::VIRTIO_MMIO_QUEUE_USED_LOW => self.set_ring(|q| q.set_used_ring_address(Some(value), None)),
             reg::VIRTIO_MMIO_QUEUE_USED_HIGH => self.set_ring(|q| q.set_used_ring_address(None, Some(value))),

@@ -4,14 +4,6 @@ use super::super::{ActivateError, Activation, Counters, VirtioDevice};
 use super::*;
 use crate::devices::virtio::device::COMMON_FEATURES;
 
-define_counters!(
-    /// For tests.
-    NoCounters {
-        /// Never counted.
-        nothing,
-    }
-);
-
 /// A device whose worker waits for its stop.
 struct Probe {
     worker: Option<WorkerThread<u32>>,
@@ -79,7 +71,7 @@ impl VirtioDevice for Probe {
     }
 
     fn counters(&self) -> Arc<dyn Counters> {
-        Arc::new(NoCounters::new("probe"))
+        Arc::new(TransportCounters::new("probe"))
     }
 
     fn kernel_raises_interrupts(&self) -> bool {
