@@ -9,7 +9,10 @@ use std::{
 };
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests crate is in the workspace").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the tests crate is in the workspace")
+        .to_owned()
 }
 
 fn sources(crate_dir: &str) -> Vec<PathBuf> {
@@ -37,7 +40,11 @@ fn metadata() -> serde_json::Value {
         .current_dir(root())
         .output()
         .expect("cargo metadata runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).expect("cargo metadata is JSON")
 }
 
@@ -53,7 +60,10 @@ fn normal_dependencies(metadata: &serde_json::Value) -> BTreeMap<String, BTreeSe
     for node in list(&metadata["resolve"]["nodes"]) {
         let of = graph.entry(names[&text(&node["id"])].clone()).or_default();
         for dependency in list(&node["deps"]) {
-            if list(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"].is_null()) {
+            if list(&dependency["dep_kinds"])
+                .iter()
+                .any(|kind| kind["kind"].is_null())
+            {
                 of.insert(names[&text(&dependency["pkg"])].clone());
             }
         }
@@ -81,14 +91,29 @@ fn crates_depend_only_downwards() {
         ("agent", &["shim", "vmm", "guest-init", "kvm-ioctls"]),
         ("shim", &["agent", "guest-init"]),
         ("guest-init", &["agent", "shim", "vmm", "kvm-ioctls"]),
-        ("vmm", &["agent", "shim", "guest-init", "protocol", "tokio", "ttrpc", "protobuf", "containerd-shim-protos"]),
+        (
+            "vmm",
+            &[
+                "agent",
+                "shim",
+                "guest-init",
+                "protocol",
+                "tokio",
+                "ttrpc",
+                "protobuf",
+                "containerd-shim-protos",
+            ],
+        ),
         ("protocol", &["agent", "shim", "guest-init", "vmm"]),
     ];
     for (name, others) in forbidden {
         let reached = reachable(&graph, name);
         assert!(graph.contains_key(name), "no crate {name}");
         for other in others {
-            assert!(!reached.contains(*other), "{name} must not depend on {other}, not even through others");
+            assert!(
+                !reached.contains(*other),
+                "{name} must not depend on {other}, not even through others"
+            );
         }
     }
 }
@@ -113,12 +138,21 @@ fn vmm_modules_use_only_lower_layers() {
     let mut wrong = Vec::new();
     for path in sources("vmm") {
         let relative = path.strip_prefix(root().join("vmm/src")).expect("below vmm/src");
-        let own = relative.components().next().expect("not empty").as_os_str().to_string_lossy().replace(".rs", "");
+        let own = relative
+            .components()
+            .next()
+            .expect("not empty")
+            .as_os_str()
+            .to_string_lossy()
+            .replace(".rs", "");
         if own == "lib" || own == "main" {
             continue;
         }
         let Some(own_layer) = layer(&own) else {
-            wrong.push(format!("{}: module `{own}` has no layer: add it to VMM_LAYERS", relative.display()));
+            wrong.push(format!(
+                "{}: module `{own}` has no layer: add it to VMM_LAYERS",
+                relative.display()
+            ));
             continue;
         };
         for (number, line) in fs::read_to_string(&path).expect("readable").lines().enumerate() {
@@ -132,7 +166,11 @@ fn vmm_modules_use_only_lower_layers() {
                     .take_while(|letter| letter.is_ascii_alphanumeric() || *letter == '_')
                     .collect();
                 if used != own && layer(&used).is_some_and(|used_layer| used_layer > own_layer) {
-                    wrong.push(format!("{}:{}: uses higher layer `{used}`", relative.display(), number + 1));
+                    wrong.push(format!(
+                        "{}:{}: uses higher layer `{used}`",
+                        relative.display(),
+                        number + 1
+                    ));
                 }
             }
         }
@@ -141,27 +179,44 @@ fn vmm_modules_use_only_lower_layers() {
 }
 
 /// Where unsafe code may live.
-const UNSAFE_PLACES: &[&str] =
-    &["vmm/src/sys/", "vmm/src/kvm/", "vmm/src/memory/", "shim/src/sys", "guest-init/src/sys", "agent/src/sys"];
+const UNSAFE_PLACES: &[&str] = &[
+    "vmm/src/sys/",
+    "vmm/src/kvm/",
+    "vmm/src/memory/",
+    "shim/src/sys",
+    "guest-init/src/sys",
+    "agent/src/sys",
+];
 
 #[test]
 fn unsafe_code_lives_only_in_its_modules() {
     let mut wrong = Vec::new();
     for crate_dir in ["agent", "shim", "vmm", "guest-init", "protocol"] {
         for path in sources(crate_dir) {
-            let relative = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+            let relative = path
+                .strip_prefix(root())
+                .expect("below the root")
+                .to_string_lossy()
+                .into_owned();
             if UNSAFE_PLACES.iter().any(|place| relative.starts_with(place)) {
                 continue;
             }
             for (number, line) in fs::read_to_string(&path).expect("readable").lines().enumerate() {
                 let code = line.split("//").next().unwrap_or_default();
-                if ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|word| code.contains(word)) {
+                if ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
+                    .iter()
+                    .any(|word| code.contains(word))
+                {
                     wrong.push(format!("{relative}:{}", number + 1));
                 }
             }
         }
     }
-    assert!(wrong.is_empty(), "unsafe outside of {UNSAFE_PLACES:?}:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "unsafe outside of {UNSAFE_PLACES:?}:\n{}",
+        wrong.join("\n")
+    );
 }
 
 /// Generated wire types stop at the edge of the shim: its pure state machine and slice allocator do no I/O.
@@ -180,7 +235,15 @@ fn pure_files_do_no_io() {
     for file in PURE_FILES {
         let text = fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
         let body = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for word in ["std::fs", "std::net", "std::process", "tokio::", "SystemTime::now", "Instant::now", "async fn"] {
+        for word in [
+            "std::fs",
+            "std::net",
+            "std::process",
+            "tokio::",
+            "SystemTime::now",
+            "Instant::now",
+            "async fn",
+        ] {
             if body.contains(word) {
                 wrong.push(format!("{file}: {word}"));
             }
@@ -193,18 +256,37 @@ fn pure_files_do_no_io() {
 fn documents_name_only_paths_that_exist() {
     let mut wrong = Vec::new();
     for document in ["ARCHITECTURE.md", "README.md"] {
-        let text = fs::read_to_string(root().join(document)).unwrap_or_else(|error| panic!("{document}: {error}"));
+        let text =
+            fs::read_to_string(root().join(document)).unwrap_or_else(|error| panic!("{document}: {error}"));
         if document == "ARCHITECTURE.md" {
-            assert!(text.lines().count() < 300, "ARCHITECTURE.md is {} lines: under 300", text.lines().count());
+            assert!(
+                text.lines().count() < 300,
+                "ARCHITECTURE.md is {} lines: under 300",
+                text.lines().count()
+            );
         }
         for quoted in text.split('`').skip(1).step_by(2) {
             let path_like = quoted.contains('/')
                 && !quoted.starts_with(['/', '~', '$', '-'])
                 && !quoted.starts_with("target/")
-                && quoted.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_./-".contains(&byte))
-                && ["agent/", "shim/", "vmm/", "guest-init/", "protocol/", "kernel-config/", "tests/", "docs/", "packaging/", "tools/", ".ci/"]
-                    .iter()
-                    .any(|top| quoted.starts_with(top));
+                && quoted
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"_./-".contains(&byte))
+                && [
+                    "agent/",
+                    "shim/",
+                    "vmm/",
+                    "guest-init/",
+                    "protocol/",
+                    "kernel-config/",
+                    "tests/",
+                    "docs/",
+                    "packaging/",
+                    "tools/",
+                    ".ci/",
+                ]
+                .iter()
+                .any(|top| quoted.starts_with(top));
             if path_like && !root().join(quoted).exists() {
                 wrong.push(format!("{document}: `{quoted}`"));
             }
