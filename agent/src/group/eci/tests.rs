@@ -1,0 +1,152 @@
+use super::*;
+
+fn group(pairs: &[(&str, &str)]) -> Result<GroupSpec, Violations> {
+    let base = [
+        ("ContainerGroupName", "web"),
+        ("Container.1.Name", "c"),
+        ("Container.1.Image", "a/b:1"),
+    ];
+    let mut all: BTreeMap<_, _> = base.into_iter().collect();
+    all.extend(pairs.iter().copied());
+    to_group(&Params::parse(all).unwrap(), &SizeTable::default())
+}
+
+#[test]
+fn a_full_request_is_taken_over() {
+    let spec = group(&[
+        ("Cpu", "2.0"),
+        ("Memory", "4"),
+        ("RestartPolicy", "Never"),
+        ("Tag.1.Key", "team"),
+        ("Tag.1.Value", "a"),
+        ("Container.1.Cpu", "0.5"),
+        ("Container.1.Memory", "0.5"),
+        ("Container.1.Command.1", "sh"),
+        ("Container.1.Command.2", "-c"),
+        ("Container.1.Arg.1", "true"),
+        ("Container.1.EnvironmentVar.1.Key", "A"),
+        ("Container.1.EnvironmentVar.1.Value", "b=c"),
+        ("Container.1.EnvironmentVar.2.Key", "IP"),
+        ("Container.1.EnvironmentVar.2.FieldRef.FieldPath", "status.podIP"),
+        ("Container.1.Port.1.Port", "80"),
+        ("Container.1.Port.1.Protocol", "None"),
+        ("Container.1.VolumeMount.1.Name", "v"),
+        ("Container.1.VolumeMount.1.MountPath", "/v"),
+        ("Container.1.VolumeMount.1.ReadOnly", "None"),
+        ("Container.1.SecurityContext.Capability.Add.1", "NET_ADMIN"),
+        ("Container.1.Tty", "True"),
+        ("Container.2.Image", "busybox"),
+        ("Volume.1.Name", "v"),
+        ("Volume.1.Type", "EmptyDirVolume"),
+        ("Volume.1.EmptyDirVolume.SizeLimit", "2"),
+        ("ImageRegistryCredential.1.Server", "reg.local:5000"),
+        ("ImageRegistryCredential.1.UserName", "u"),
+        ("ImageRegistryCredential.1.Password", "p"),
+        ("VSwitchId", "vsw-1"),
+        ("SpotStrategy", "NoSpot"),
+        ("OwnerId", "7"),
+    ])
+    .unwrap();
+    assert_eq!((spec.size.cpu_milli, spec.size.memory_bytes), (2000, 4 << 30));
+    assert_eq!(spec.labels["team"], "a");
+    let c = &spec.containers[0];
+    assert_eq!(
+        c.size,
+        Some(Size {
+            cpu_milli: 500,
+            memory_bytes: 512 << 20
+        })
+    );
+    assert_eq!((&c.command[..], &c.args[..]), (&["sh".into(), "-c".into()][..], &["true".into()][..]));
+    assert_eq!(c.env[0].value, EnvValue::Literal("b=c".into()));
+    assert_eq!(c.env[1].value, EnvValue::Field("status.podIP".into()));
+    assert_eq!((c.ports[0].port, c.ports[0].protocol.as_str()), (80, "TCP"));
+    assert!(c.tty && !c.volume_mounts[0].read_only);
+    assert_eq!(spec.containers[1].name, "container-2");
+    assert_eq!(
+        spec.volumes[0].source,
+        VolumeSource::EmptyDir {
+            memory: false,
+            size_limit_bytes: Some(2 << 30)
+        }
+    );
+}
+
+#[track_caller]
+fn refused(pairs: &[(&str, &str)], kind: ViolationKind, expected: &str) {
+    let violations = group(pairs).expect_err("the request has a mistake");
+    assert!(
+        violations
+            .0
+            .iter()
+            .any(|v| v.kind == kind && v.to_string().contains(expected)),
+        "{expected:?} is not in:\n{violations:?}"
+    );
+}
+
+#[test]
+fn mistakes_are_named_in_the_words_of_the_door() {
+    use ViolationKind::{DuplicateContainer, Invalid, Missing, Restricted, Size, Unsupported};
+    for (pairs, kind, expected) in [
+        (&[("Container.2.Name", "d")][..], Missing, "Container.2.Image: required"),
+        (&[("ContainerGroupName", "")], Missing, "ContainerGroupName: required"),
+        (&[("ContainerGroupName", "A")], Invalid, "ContainerGroupName: \"A\": valid: 2 to 128"),
+        (
+            &[("Container.2.Name", "c"), ("Container.2.Image", "x")],
+            DuplicateContainer,
+            "Container.2.Name: \"c\"",
+        ),
+        (&[("Container.1.Port.1.Port", "998")], Invalid, "Container.1.Port.1.Port: \"998\": reserved"),
+        (&[("Container.1.Port.1.Port", "0")], Invalid, "Container.1.Port.1.Port: \"0\": valid: 1 to 65535"),
+        (&[("Cpu", "7"), ("Memory", "13")], Size, "nearest valid: 4 vCPU / 8 GiB or 8 vCPU / 16 GiB"),
+        (&[("Memory", "0"), ("Cpu", "1")], Size, "Memory: \"0\": valid: more than 0"),
+        (&[("Cpu", "1")], Size, "only one of the two"),
+        (
+            &[("Cpu", "1"), ("Memory", "2"), ("Container.1.Cpu", "2")],
+            Size,
+            "the containers together exceed",
+        ),
+        (&[("InitContainer.1.Image", "x")], Unsupported, "InitContainer: not supported yet"),
+        (
+            &[("Container.1.LivenessProbe.HttpGet.Port", "80")],
+            Unsupported,
+            "Container.1.LivenessProbe: probes",
+        ),
+        (&[("Container.1.LifecyclePreStopHandlerExec.1", "x")], Unsupported, "LifecyclePreStopHandlerExec"),
+        (&[("Container.1.SecurityContextPrivileged", "True")], Restricted, "SecurityContextPrivileged"),
+        (
+            &[("Volume.1.Name", "v"), ("Volume.1.Type", "NFSVolume")],
+            Unsupported,
+            "Volume.1.Type: \"NFSVolume\"",
+        ),
+        (
+            &[("Volume.1.Name", "v"), ("Volume.1.Type", "HostPathVolume")],
+            Restricted,
+            "Volume.1.Type",
+        ),
+        (&[("AutoCreateEip", "true")], Unsupported, "AutoCreateEip"),
+        (&[("EphemeralStorage", "10")], Unsupported, "EphemeralStorage"),
+        (&[("RestartPolicy", "Maybe")], Invalid, "RestartPolicy: \"Maybe\": valid: Always, OnFailure, Never"),
+        (&[("Tag.1.Key", "acs:x")], Invalid, "Tag.Key: \"acs:x\""),
+        (&[("OsType", "Windows")], Invalid, "OsType: \"Windows\": valid: Linux"),
+    ] {
+        refused(pairs, kind, expected);
+    }
+}
+
+#[test]
+fn limits_of_lists() {
+    let tags: Vec<_> = (1..=11).map(|i| (format!("Tag.{i}.Key"), format!("k{i}"))).collect();
+    let tags: Vec<_> = tags.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    refused(&tags, ViolationKind::TooLong, "11 tags");
+    let containers: Vec<_> = (1..=21)
+        .flat_map(|i| [(format!("Container.{i}.Image"), "x"), (format!("Container.{i}.Name"), "x")])
+        .collect();
+    let containers: Vec<_> = containers.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+    refused(&containers, ViolationKind::TooLong, "Container: \"21 containers\": valid: 1 to 20");
+}
+
+#[test]
+fn no_sizes_at_all_is_two_cpus_and_four_gib() {
+    assert_eq!(group(&[]).unwrap().size, crate::group::size::DEFAULT_GROUP);
+}

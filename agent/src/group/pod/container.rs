@@ -1,0 +1,511 @@
+//! One container of a Pod.
+
+use k8s_openapi::{
+    api::core::v1::{
+        Container, ContainerPort, EnvVar as PodEnvVar, EnvVarSource, PodSecurityContext, ResourceRequirements,
+        SecurityContext, VolumeMount as PodVolumeMount,
+    },
+    apimachinery::pkg::api::resource::Quantity,
+};
+
+use crate::group::{
+    quantity,
+    size::Wanted,
+    spec::{ContainerSpec, EnvValue, EnvVar, ImagePullPolicy, PortSpec, VolumeMount},
+    violation::{ViolationKind, Violations},
+};
+
+/// What a container says about its size.
+#[derive(Debug, Default)]
+pub(super) struct Sizes {
+    /// Counts for the size of the group: limits, else requests.
+    pub(super) wanted: Wanted,
+    /// Limits only.
+    pub(super) limit: Wanted,
+}
+
+/// Converts a container; its size is left open, the group's has to be known first.
+pub(super) fn convert(
+    container: Container,
+    path: &str,
+    pod: &PodSecurityContext,
+    found: &mut Violations,
+) -> (ContainerSpec, Sizes) {
+    let Container {
+        args,
+        command,
+        env,
+        env_from,
+        image,
+        image_pull_policy,
+        lifecycle,
+        liveness_probe,
+        name,
+        ports,
+        readiness_probe,
+        // Sizes don't change while a group runs.
+        resize_policy: _,
+        resources,
+        restart_policy,
+        restart_policy_rules,
+        security_context,
+        startup_probe,
+        stdin,
+        stdin_once,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        volume_devices,
+        volume_mounts,
+        working_dir,
+    } = container;
+    let mut refuse = |refused: bool, field: &str, instead: &str| {
+        if refused {
+            found.add(
+                ViolationKind::Unsupported,
+                format!("{path}.{field}"),
+                "",
+                instead,
+            );
+        }
+    };
+    refuse(
+        env_from.is_some_and(|list| !list.is_empty()),
+        "envFrom",
+        "not supported yet; write the values into env",
+    );
+    refuse(
+        lifecycle.is_some_and(|hooks| hooks.post_start.is_some() || hooks.pre_stop.is_some()),
+        "lifecycle",
+        "hooks are not supported yet; do the work in the container's command",
+    );
+    for (field, probe) in [
+        ("livenessProbe", &liveness_probe),
+        ("readinessProbe", &readiness_probe),
+        ("startupProbe", &startup_probe),
+    ] {
+        refuse(
+            probe.is_some(),
+            field,
+            "probes are not supported yet; end the process when it is not healthy",
+        );
+    }
+    refuse(
+        restart_policy.is_some() || restart_policy_rules.is_some_and(|rules| !rules.is_empty()),
+        "restartPolicy",
+        "not supported for one container; set spec.restartPolicy",
+    );
+    refuse(
+        termination_message_path.is_some_and(|path| path != "/dev/termination-log"),
+        "terminationMessagePath",
+        "not supported; valid: /dev/termination-log",
+    );
+    refuse(
+        termination_message_policy.is_some_and(|policy| policy != "File"),
+        "terminationMessagePolicy",
+        "not supported yet; valid: File",
+    );
+    refuse(
+        volume_devices.is_some_and(|list| !list.is_empty()),
+        "volumeDevices",
+        "not supported; use volumeMounts",
+    );
+
+    let image = image.unwrap_or_default();
+    let sizes = resources.map_or_else(Sizes::default, |resources| {
+        read_resources(&resources, &format!("{path}.resources"), found)
+    });
+    let spec = ContainerSpec {
+        image_pull_policy: pull_policy(image_pull_policy.as_deref(), &image, path, found),
+        command: command.unwrap_or_default(),
+        args: args.unwrap_or_default(),
+        working_dir: working_dir.filter(|directory| !directory.is_empty()),
+        env: env
+            .unwrap_or_default()
+            .into_iter()
+            .enumerate()
+            .map(|(index, variable)| convert_env(variable, &format!("{path}.env[{index}]"), found))
+            .collect(),
+        ports: ports
+            .unwrap_or_default()
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, port)| convert_port(port, &format!("{path}.ports[{index}]"), found))
+            .collect(),
+        volume_mounts: volume_mounts
+            .unwrap_or_default()
+            .into_iter()
+            .enumerate()
+            .map(|(index, mount)| convert_mount(mount, &format!("{path}.volumeMounts[{index}]"), found))
+            .collect(),
+        size: None,
+        stdin: stdin.unwrap_or(false),
+        stdin_once: stdin_once.unwrap_or(false),
+        tty: tty.unwrap_or(false),
+        name,
+        image,
+        ..security(security_context.unwrap_or_default(), pod, path, found)
+    };
+    (spec, sizes)
+}
+
+/// Kubernetes' default: `Always` for the tag `latest` or none.
+fn pull_policy(policy: Option<&str>, image: &str, path: &str, found: &mut Violations) -> ImagePullPolicy {
+    match policy {
+        Some("Always") => ImagePullPolicy::Always,
+        Some("IfNotPresent") => ImagePullPolicy::IfNotPresent,
+        Some("Never") => ImagePullPolicy::Never,
+        None | Some("") => default_pull_policy(image),
+        Some(other) => {
+            found.invalid(
+                format!("{path}.imagePullPolicy"),
+                other,
+                "valid: Always, IfNotPresent or Never",
+            );
+            ImagePullPolicy::IfNotPresent
+        }
+    }
+}
+
+/// `Always` for the tag `latest` or none, else `IfNotPresent`.
+pub(in crate::group) fn default_pull_policy(image: &str) -> ImagePullPolicy {
+    let name = image.rsplit_once('/').map_or(image, |(_, name)| name);
+    let latest = !name.contains('@') && name.split_once(':').is_none_or(|(_, tag)| tag == "latest");
+    if latest {
+        ImagePullPolicy::Always
+    } else {
+        ImagePullPolicy::IfNotPresent
+    }
+}
+
+/// A container of which only the security settings are filled in.
+fn security(
+    context: SecurityContext,
+    pod: &PodSecurityContext,
+    path: &str,
+    found: &mut Violations,
+) -> ContainerSpec {
+    let SecurityContext {
+        allow_privilege_escalation,
+        app_armor_profile,
+        capabilities,
+        privileged,
+        proc_mount,
+        read_only_root_filesystem,
+        run_as_group,
+        run_as_non_root,
+        run_as_user,
+        se_linux_options,
+        seccomp_profile,
+        windows_options,
+    } = context;
+    let path = format!("{path}.securityContext");
+    if privileged == Some(true) {
+        found.add(
+            ViolationKind::Restricted,
+            format!("{path}.privileged"),
+            "true",
+            "not supported; add the capabilities needed to securityContext.capabilities.add",
+        );
+    }
+    for (refused, field, instead) in [
+        (
+            app_armor_profile.is_some_and(|profile| profile.type_ == "Localhost"),
+            "appArmorProfile",
+            "not supported; valid: RuntimeDefault or Unconfined",
+        ),
+        (
+            proc_mount.is_some_and(|mount| mount != "Default"),
+            "procMount",
+            "not supported; valid: Default",
+        ),
+        (
+            se_linux_options.is_some(),
+            "seLinuxOptions",
+            "not supported in a microVM",
+        ),
+        (
+            seccomp_profile.is_some_and(|profile| profile.type_ == "Localhost"),
+            "seccompProfile",
+            "not supported; valid: RuntimeDefault or Unconfined",
+        ),
+        (
+            windows_options.is_some(),
+            "windowsOptions",
+            "not supported: Linux only",
+        ),
+    ] {
+        if refused {
+            found.add(
+                ViolationKind::Unsupported,
+                format!("{path}.{field}"),
+                "",
+                instead,
+            );
+        }
+    }
+    let mut id = |own: Option<i64>, of_pod: Option<i64>, field: &str| {
+        let (value, path) = match own {
+            Some(value) => (value, format!("{path}.{field}")),
+            None => (of_pod?, format!("spec.securityContext.{field}")),
+        };
+        match u32::try_from(value) {
+            Ok(id) if id < u32::MAX => Some(id),
+            _ => {
+                found.invalid(path, value, "valid: 0 to 4294967294");
+                None
+            }
+        }
+    };
+    let run_as_user = id(run_as_user, pod.run_as_user, "runAsUser");
+    let run_as_group = id(run_as_group, pod.run_as_group, "runAsGroup");
+    let plain = |names: Option<Vec<String>>| {
+        names
+            .unwrap_or_default()
+            .into_iter()
+            .map(|name| name.strip_prefix("CAP_").unwrap_or(&name).to_owned())
+            .collect()
+    };
+    let (add, drop) = capabilities.map_or((None, None), |capabilities| {
+        (capabilities.add, capabilities.drop)
+    });
+    ContainerSpec {
+        name: String::new(),
+        image: String::new(),
+        image_pull_policy: ImagePullPolicy::IfNotPresent,
+        command: Vec::new(),
+        args: Vec::new(),
+        working_dir: None,
+        env: Vec::new(),
+        ports: Vec::new(),
+        volume_mounts: Vec::new(),
+        size: None,
+        run_as_user,
+        run_as_group,
+        run_as_non_root: run_as_non_root.or(pod.run_as_non_root).unwrap_or(false),
+        read_only_root: read_only_root_filesystem.unwrap_or(false),
+        capabilities_add: plain(add),
+        capabilities_drop: plain(drop),
+        allow_privilege_escalation: allow_privilege_escalation.unwrap_or(true),
+        stdin: false,
+        stdin_once: false,
+        tty: false,
+    }
+}
+
+/// Reads vCPU and memory of a `resources` object at `path`.
+pub(super) fn read_resources(resources: &ResourceRequirements, path: &str, found: &mut Violations) -> Sizes {
+    let ResourceRequirements {
+        claims,
+        limits,
+        requests,
+    } = resources;
+    if claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        found.add(
+            ViolationKind::Unsupported,
+            format!("{path}.claims"),
+            "",
+            "not supported",
+        );
+    }
+    let mut read = |list: &Option<std::collections::BTreeMap<String, Quantity>>, list_name: &str| {
+        let mut read = Wanted::default();
+        for (name, Quantity(text)) in list.iter().flatten() {
+            let field = format!("{path}.{list_name}.{name}");
+            let result = match name.as_str() {
+                "cpu" => quantity::parse_milli(text).map(|cpu| read.cpu_milli = Some(cpu)),
+                "memory" => quantity::parse_units(text).map(|memory| read.memory_bytes = Some(memory)),
+                // A request only helps to place the Pod, which is done.
+                "ephemeral-storage" if list_name == "requests" => continue,
+                "ephemeral-storage" => {
+                    found.add(
+                        ViolationKind::Unsupported,
+                        field,
+                        text,
+                        "a limit of one container is not supported yet; the whole group has a limit",
+                    );
+                    continue;
+                }
+                _ => {
+                    found.add(
+                        ViolationKind::Unsupported,
+                        field,
+                        text,
+                        "no such resource on this host; valid: cpu and memory",
+                    );
+                    continue;
+                }
+            };
+            if let Err(error) = result {
+                found.add(ViolationKind::Size, field, text, error.to_string());
+            }
+        }
+        read
+    };
+    let limit = read(limits, "limits");
+    let request = read(requests, "requests");
+    if let (Some(limit), Some(request)) = (limit.cpu_milli, request.cpu_milli)
+        && request > limit
+    {
+        found.add(
+            ViolationKind::Size,
+            format!("{path}.requests.cpu"),
+            quantity::milli_text(request),
+            format!("above the limit; valid: at most {}", quantity::milli_text(limit)),
+        );
+    }
+    if let (Some(limit), Some(request)) = (limit.memory_bytes, request.memory_bytes)
+        && request > limit
+    {
+        found.add(
+            ViolationKind::Size,
+            format!("{path}.requests.memory"),
+            quantity::bytes_text(request),
+            format!("above the limit; valid: at most {}", quantity::bytes_text(limit)),
+        );
+    }
+    Sizes {
+        wanted: Wanted {
+            cpu_milli: limit.cpu_milli.or(request.cpu_milli),
+            memory_bytes: limit.memory_bytes.or(request.memory_bytes),
+        },
+        limit,
+    }
+}
+
+fn convert_env(variable: PodEnvVar, path: &str, found: &mut Violations) -> EnvVar {
+    let PodEnvVar {
+        name,
+        value,
+        value_from,
+    } = variable;
+    let value = match value_from {
+        None => EnvValue::Literal(value.unwrap_or_default()),
+        Some(source) => {
+            if value.is_some_and(|value| !value.is_empty()) {
+                found.invalid(
+                    format!("{path}.value"),
+                    &name,
+                    "both value and valueFrom are given; valid: one",
+                );
+            }
+            convert_env_source(source, path, found)
+        }
+    };
+    EnvVar { name, value }
+}
+
+fn convert_env_source(source: EnvVarSource, path: &str, found: &mut Violations) -> EnvValue {
+    let EnvVarSource {
+        config_map_key_ref,
+        field_ref,
+        file_key_ref,
+        resource_field_ref,
+        secret_key_ref,
+    } = source;
+    for (refused, kind) in [
+        (config_map_key_ref.is_some(), "configMapKeyRef"),
+        (file_key_ref.is_some(), "fileKeyRef"),
+        (resource_field_ref.is_some(), "resourceFieldRef"),
+        (secret_key_ref.is_some(), "secretKeyRef"),
+    ] {
+        if refused {
+            found.add(
+                ViolationKind::Unsupported,
+                format!("{path}.valueFrom.{kind}"),
+                "",
+                "not supported yet; write the value, or use fieldRef",
+            );
+            return EnvValue::Literal(String::new());
+        }
+    }
+    match field_ref {
+        Some(field) => EnvValue::Field(field.field_path),
+        None => {
+            found.add(
+                ViolationKind::Missing,
+                format!("{path}.valueFrom"),
+                "",
+                "names no source; valid: fieldRef",
+            );
+            EnvValue::Literal(String::new())
+        }
+    }
+}
+
+fn convert_port(port: ContainerPort, path: &str, found: &mut Violations) -> Option<PortSpec> {
+    let ContainerPort {
+        container_port,
+        host_ip,
+        host_port,
+        name,
+        protocol,
+    } = port;
+    if host_ip.is_some() || host_port.is_some_and(|port| port != 0) {
+        found.add(
+            ViolationKind::Unsupported,
+            format!("{path}.hostPort"),
+            host_port.unwrap_or(0),
+            "not supported; reach the group by its own address",
+        );
+    }
+    let Ok(port) = u16::try_from(container_port) else {
+        found.invalid(
+            format!("{path}.containerPort"),
+            container_port,
+            "valid: 1 to 65535",
+        );
+        return None;
+    };
+    Some(PortSpec {
+        name: name.unwrap_or_default(),
+        port,
+        protocol: protocol
+            .filter(|protocol| !protocol.is_empty())
+            .unwrap_or_else(|| "TCP".into()),
+    })
+}
+
+fn convert_mount(mount: PodVolumeMount, path: &str, found: &mut Violations) -> VolumeMount {
+    let PodVolumeMount {
+        mount_path,
+        mount_propagation,
+        name,
+        read_only,
+        recursive_read_only,
+        sub_path,
+        sub_path_expr,
+    } = mount;
+    for (refused, field, instead) in [
+        (
+            mount_propagation.is_some_and(|propagation| propagation != "None"),
+            "mountPropagation",
+            "not supported; valid: None",
+        ),
+        (
+            recursive_read_only.is_some_and(|value| value != "Disabled"),
+            "recursiveReadOnly",
+            "not supported; valid: Disabled",
+        ),
+        (
+            sub_path_expr.is_some_and(|value| !value.is_empty()),
+            "subPathExpr",
+            "not supported yet; use subPath",
+        ),
+    ] {
+        if refused {
+            found.add(
+                ViolationKind::Unsupported,
+                format!("{path}.{field}"),
+                "",
+                instead,
+            );
+        }
+    }
+    VolumeMount {
+        name,
+        mount_path,
+        sub_path: sub_path.filter(|path| !path.is_empty()),
+        read_only: read_only.unwrap_or(false),
+    }
+}

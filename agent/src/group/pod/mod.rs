@@ -1,0 +1,550 @@
+//! A Kubernetes Pod becomes a [`GroupSpec`]. Every field of the Pod is named here: it is taken over, known to make no
+//! difference on a single host, or refused with what to use instead. Nothing that changes behaviour is dropped silently.
+
+mod container;
+mod manifest;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{HostAlias, Pod, PodDNSConfig, PodSecurityContext, PodSpec, Volume},
+    apimachinery::pkg::api::resource::Quantity,
+};
+
+pub(super) use self::container::default_pull_policy;
+pub use self::manifest::{ManifestError, parse_manifest};
+use super::{
+    quantity,
+    size::{SizeTable, Wanted},
+    spec::{Door, DnsSpec, GroupSpec, RestartPolicy, Size, VolumeSource, VolumeSpec},
+    validate,
+    violation::{ViolationKind, Violations},
+};
+
+/// Sizes of a Pod's group, tried in order, as in `2-4Gi,4-8Gi`.
+pub const SIZE_ANNOTATION: &str = "k8s.aliyun.com/eci-use-specs";
+
+const DEFAULT_GRACE_SECONDS: i64 = 30;
+
+/// Turns a Pod into a checked group.
+///
+/// # Errors
+/// All mistakes found, each with its field.
+pub fn to_group(pod: Pod, table: &SizeTable) -> Result<GroupSpec, Violations> {
+    let mut found = Violations::default();
+    let metadata = pod.metadata;
+    let name = match (metadata.name, metadata.generate_name) {
+        (Some(name), _) => name,
+        (None, Some(prefix)) => format!("{prefix}{}", random_suffix()),
+        (None, None) => String::new(),
+    };
+    let Some(spec) = pod.spec else {
+        found.add(
+            ViolationKind::Missing,
+            "spec",
+            "",
+            "required; valid: a Pod spec with containers",
+        );
+        return Err(found);
+    };
+    let annotations = metadata.annotations.unwrap_or_default();
+    let group = convert(spec, name, annotations, table, &mut found);
+    let group = GroupSpec {
+        namespace: metadata
+            .namespace
+            .filter(|namespace| !namespace.is_empty())
+            .unwrap_or_else(|| "default".into()),
+        uid: metadata.uid,
+        labels: metadata.labels.unwrap_or_default(),
+        ..group
+    };
+    found.0.extend(validate::validate(&group).0);
+    found.into_result(group)
+}
+
+/// Five letters and digits, as Kubernetes adds them to `generateName`.
+fn random_suffix() -> String {
+    uuid::Uuid::new_v4().simple().to_string()[..5].to_owned()
+}
+
+fn convert(
+    spec: PodSpec,
+    name: String,
+    annotations: BTreeMap<String, String>,
+    table: &SizeTable,
+    found: &mut Violations,
+) -> GroupSpec {
+    let PodSpec {
+        active_deadline_seconds,
+        containers,
+        dns_config,
+        dns_policy,
+        ephemeral_containers,
+        host_aliases,
+        host_ipc,
+        host_network,
+        host_pid,
+        hostname,
+        hostname_override,
+        image_pull_secrets,
+        init_containers,
+        os,
+        readiness_gates,
+        resource_claims,
+        resources,
+        restart_policy,
+        scheduling_gates,
+        security_context,
+        set_hostname_as_fqdn,
+        share_process_namespace,
+        subdomain,
+        termination_grace_period_seconds,
+        volumes,
+        // Where the Pod runs was decided before it came here.
+        affinity: _,
+        node_name: _,
+        node_selector: _,
+        overhead: _,
+        preemption_policy: _,
+        priority: _,
+        priority_class_name: _,
+        runtime_class_name: _,
+        scheduler_name: _,
+        tolerations: _,
+        topology_spread_constraints: _,
+        // There is no API server to get a token or services from; a token volume would be refused as a volume.
+        automount_service_account_token: _,
+        enable_service_links: _,
+        service_account: _,
+        service_account_name: _,
+        // A microVM is a user namespace and more.
+        host_users: _,
+    } = spec;
+
+    let mut refuse = |refused: bool, field: &str, instead: &str| {
+        if refused {
+            found.add(ViolationKind::Unsupported, field, "", instead);
+        }
+    };
+    refuse(
+        active_deadline_seconds.is_some(),
+        "spec.activeDeadlineSeconds",
+        "not supported yet; delete the group when its time is over",
+    );
+    refuse(
+        is_some_and_not_empty(&ephemeral_containers),
+        "spec.ephemeralContainers",
+        "not supported; use exec",
+    );
+    refuse(
+        host_ipc == Some(true),
+        "spec.hostIPC",
+        "not supported in a microVM; containers of the group share their IPC",
+    );
+    refuse(
+        is_some_and_not_empty(&image_pull_secrets),
+        "spec.imagePullSecrets",
+        "not supported yet: there is no API server to read the secrets from",
+    );
+    refuse(
+        is_some_and_not_empty(&init_containers),
+        "spec.initContainers",
+        "not supported yet; do the work at the start of a container's command",
+    );
+    refuse(
+        os.is_some_and(|os| os.name != "linux"),
+        "spec.os.name",
+        "valid: linux",
+    );
+    refuse(
+        is_some_and_not_empty(&readiness_gates),
+        "spec.readinessGates",
+        "not supported",
+    );
+    refuse(
+        is_some_and_not_empty(&resource_claims),
+        "spec.resourceClaims",
+        "not supported",
+    );
+    refuse(
+        is_some_and_not_empty(&scheduling_gates),
+        "spec.schedulingGates",
+        "not supported; create the group when it may start",
+    );
+    refuse(
+        set_hostname_as_fqdn == Some(true),
+        "spec.setHostnameAsFQDN",
+        "not supported; set spec.hostname",
+    );
+    refuse(
+        hostname_override.is_some(),
+        "spec.hostnameOverride",
+        "not supported; set spec.hostname",
+    );
+    refuse(
+        share_process_namespace == Some(true),
+        "spec.shareProcessNamespace",
+        "not supported yet; each container sees its own processes",
+    );
+    refuse(
+        subdomain.is_some_and(|subdomain| !subdomain.is_empty()),
+        "spec.subdomain",
+        "not supported; use spec.hostAliases",
+    );
+    let mut restrict = |refused: bool, field: &str, instead: &str| {
+        if refused {
+            found.add(ViolationKind::Restricted, field, "true", instead);
+        }
+    };
+    restrict(
+        host_network == Some(true),
+        "spec.hostNetwork",
+        "not supported: a group has its own network; reach it by its address",
+    );
+    restrict(
+        host_pid == Some(true),
+        "spec.hostPID",
+        "not supported: a group is a virtual machine of its own",
+    );
+
+    let security = security_context.unwrap_or_default();
+    pod_security(&security, found);
+
+    let mut wanted = Vec::new();
+    let mut limits = Vec::new();
+    let mut converted = Vec::new();
+    for (index, container) in containers.into_iter().enumerate() {
+        let path = format!("spec.containers[{index}]");
+        let (container, sizes) = container::convert(container, &path, &security, found);
+        wanted.push(sizes.wanted);
+        limits.push(sizes.limit);
+        converted.push(container);
+    }
+    let own = own_size(&annotations, resources.as_ref(), table, found);
+    let size = validate::choose_size(Door::Pod, own, &wanted, table, found);
+    for (container, limit) in converted.iter_mut().zip(limits) {
+        container.size = (limit != Wanted::default()).then(|| Size {
+            cpu_milli: limit.cpu_milli.unwrap_or(size.cpu_milli),
+            memory_bytes: limit.memory_bytes.unwrap_or(size.memory_bytes),
+        });
+    }
+
+    let grace = termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS);
+    if grace < 0 {
+        found.invalid(
+            "spec.terminationGracePeriodSeconds",
+            grace,
+            "valid: 0 or more seconds",
+        );
+    }
+    let hostname = hostname
+        .filter(|hostname| !hostname.is_empty())
+        .unwrap_or_else(|| hostname_of(&name));
+    GroupSpec {
+        namespace: "default".into(),
+        uid: None,
+        labels: BTreeMap::new(),
+        containers: converted,
+        volumes: volumes
+            .unwrap_or_default()
+            .into_iter()
+            .enumerate()
+            .map(|(index, volume)| convert_volume(volume, index, found))
+            .collect(),
+        restart_policy: convert_restart_policy(restart_policy.as_deref(), found),
+        size,
+        hostname,
+        dns: convert_dns(dns_policy.as_deref(), dns_config, found),
+        host_aliases: host_aliases
+            .unwrap_or_default()
+            .into_iter()
+            .map(|HostAlias { hostnames, ip }| (ip, hostnames.unwrap_or_default()))
+            .collect(),
+        termination_grace_period_seconds: grace.try_into().unwrap_or(0),
+        registry_credentials: Vec::new(),
+        sysctls: security
+            .sysctls
+            .unwrap_or_default()
+            .into_iter()
+            .map(|sysctl| (sysctl.name, sysctl.value))
+            .collect(),
+        door: Door::Pod,
+        name,
+        annotations,
+    }
+}
+
+/// The host name a group gets by its name: at most 63 characters, no dots.
+pub(super) fn hostname_of(name: &str) -> String {
+    let mut hostname: String = name
+        .chars()
+        .take(63)
+        .map(|c| if c == '.' { '-' } else { c })
+        .collect();
+    hostname.truncate(hostname.trim_end_matches('-').len());
+    // An empty name is reported where it is checked; this only keeps one mistake from being two.
+    if hostname.is_empty() { "group".into() } else { hostname }
+}
+
+fn is_some_and_not_empty<T>(list: &Option<Vec<T>>) -> bool {
+    list.as_ref().is_some_and(|list| !list.is_empty())
+}
+
+fn pod_security(security: &PodSecurityContext, found: &mut Violations) {
+    let PodSecurityContext {
+        app_armor_profile,
+        fs_group,
+        fs_group_change_policy: _,
+        // Taken over by each container.
+        run_as_group: _,
+        run_as_non_root: _,
+        run_as_user: _,
+        se_linux_change_policy: _,
+        se_linux_options,
+        seccomp_profile,
+        supplemental_groups,
+        supplemental_groups_policy: _,
+        // Taken over by the group.
+        sysctls: _,
+        windows_options,
+    } = security;
+    let mut refuse = |refused: bool, field: &str, instead: &str| {
+        if refused {
+            found.add(
+                ViolationKind::Unsupported,
+                format!("spec.securityContext.{field}"),
+                "",
+                instead,
+            );
+        }
+    };
+    refuse(
+        app_armor_profile
+            .as_ref()
+            .is_some_and(|profile| profile.type_ == "Localhost"),
+        "appArmorProfile",
+        "not supported; valid: RuntimeDefault or Unconfined",
+    );
+    refuse(
+        fs_group.is_some(),
+        "fsGroup",
+        "not supported yet; set the owner in a container's command",
+    );
+    refuse(
+        se_linux_options.is_some(),
+        "seLinuxOptions",
+        "not supported in a microVM",
+    );
+    refuse(
+        seccomp_profile
+            .as_ref()
+            .is_some_and(|profile| profile.type_ == "Localhost"),
+        "seccompProfile",
+        "not supported; valid: RuntimeDefault or Unconfined",
+    );
+    refuse(
+        is_some_and_not_empty(supplemental_groups),
+        "supplementalGroups",
+        "not supported yet; set runAsGroup",
+    );
+    refuse(windows_options.is_some(), "windowsOptions", "not supported: Linux only");
+}
+
+/// The group's own size: the annotation, or the Pod's own resources.
+fn own_size(
+    annotations: &BTreeMap<String, String>,
+    resources: Option<&k8s_openapi::api::core::v1::ResourceRequirements>,
+    table: &SizeTable,
+    found: &mut Violations,
+) -> Option<(Size, String)> {
+    if let Some(text) = annotations.get(SIZE_ANNOTATION) {
+        let field = format!("metadata.annotations[{SIZE_ANNOTATION}]");
+        let sizes: Vec<_> = text.split(',').filter_map(|part| parse_size(part.trim())).collect();
+        // The first that exists; if none does, the first is reported.
+        let size = sizes
+            .iter()
+            .find(|size| table.fit(**size).is_ok())
+            .or_else(|| sizes.first());
+        if let Some(size) = size {
+            return Some((*size, field));
+        }
+        found.invalid(
+            field,
+            text,
+            "valid: vCPU and memory such as 2-4Gi, several separated by commas",
+        );
+        return None;
+    }
+    let resources = resources?;
+    let field = "spec.resources".to_owned();
+    let wanted = container::read_resources(resources, &field, found).wanted;
+    match wanted {
+        Wanted {
+            cpu_milli: Some(cpu_milli),
+            memory_bytes: Some(memory_bytes),
+        } => Some((
+            Size {
+                cpu_milli,
+                memory_bytes,
+            },
+            field,
+        )),
+        Wanted {
+            cpu_milli: None,
+            memory_bytes: None,
+        } => None,
+        _ => {
+            found.add(
+                ViolationKind::Size,
+                field,
+                "",
+                "only one of cpu and memory is given; valid: both or none",
+            );
+            None
+        }
+    }
+}
+
+/// `2-4Gi`
+fn parse_size(text: &str) -> Option<Size> {
+    let (cpu, memory) = text.split_once('-')?;
+    Some(Size {
+        cpu_milli: quantity::parse_milli(cpu).ok()?,
+        memory_bytes: quantity::parse_units(memory).ok()?,
+    })
+}
+
+fn convert_restart_policy(policy: Option<&str>, found: &mut Violations) -> RestartPolicy {
+    match policy {
+        None | Some("" | "Always") => RestartPolicy::Always,
+        Some("OnFailure") => RestartPolicy::OnFailure,
+        Some("Never") => RestartPolicy::Never,
+        Some(other) => {
+            found.invalid(
+                "spec.restartPolicy",
+                other,
+                "valid: Always, OnFailure or Never",
+            );
+            RestartPolicy::Never
+        }
+    }
+}
+
+fn convert_dns(
+    policy: Option<&str>,
+    config: Option<PodDNSConfig>,
+    found: &mut Violations,
+) -> Option<DnsSpec> {
+    let config = config.filter(|config| *config != PodDNSConfig::default());
+    match (policy.unwrap_or("ClusterFirst"), config) {
+        ("None", Some(config)) => Some(DnsSpec {
+            nameservers: config.nameservers.unwrap_or_default(),
+            searches: config.searches.unwrap_or_default(),
+            options: config
+                .options
+                .unwrap_or_default()
+                .into_iter()
+                .map(|option| {
+                    let name = option.name.unwrap_or_default();
+                    match option.value {
+                        Some(value) => format!("{name}:{value}"),
+                        None => name,
+                    }
+                })
+                .collect(),
+        }),
+        ("None", None) => {
+            found.add(
+                ViolationKind::Missing,
+                "spec.dnsConfig",
+                "",
+                "required with dnsPolicy None",
+            );
+            None
+        }
+        // Without a cluster's DNS, as a kubelet without clusterDNS: the host's.
+        ("Default" | "ClusterFirst", None) => None,
+        ("Default" | "ClusterFirst", Some(_)) => {
+            found.add(
+                ViolationKind::Unsupported,
+                "spec.dnsConfig",
+                "",
+                "not supported yet together with inherited DNS; valid: with dnsPolicy None",
+            );
+            None
+        }
+        (other, _) => {
+            found.invalid("spec.dnsPolicy", other, "valid: Default, ClusterFirst or None");
+            None
+        }
+    }
+}
+
+fn convert_volume(volume: Volume, index: usize, found: &mut Violations) -> VolumeSpec {
+    let path = format!("spec.volumes[{index}]");
+    // The kinds are two dozen optional fields; as JSON they are the keys beside the name.
+    let value = serde_json::to_value(&volume).unwrap_or_default();
+    let kinds = value
+        .as_object()
+        .into_iter()
+        .flat_map(|object| object.keys())
+        .filter(|key| *key != "name" && *key != "emptyDir");
+    for kind in kinds {
+        let (violation, instead) = match kind.as_str() {
+            "hostPath" => (
+                ViolationKind::Restricted,
+                "not supported: use emptyDir, or bring the files in the image".to_owned(),
+            ),
+            "configMap" | "secret" | "projected" | "downwardAPI" => (
+                ViolationKind::Unsupported,
+                "not supported yet; valid: emptyDir; pass the values by env".to_owned(),
+            ),
+            "persistentVolumeClaim" | "nfs" | "csi" | "ephemeral" | "image" => (
+                ViolationKind::Unsupported,
+                "not supported yet; valid: emptyDir".to_owned(),
+            ),
+            _ => (
+                ViolationKind::Unsupported,
+                "not supported; valid: emptyDir".to_owned(),
+            ),
+        };
+        found.add(violation, format!("{path}.{kind}"), "", instead);
+    }
+    let mut memory = false;
+    let mut size_limit_bytes = None;
+    if let Some(empty_dir) = volume.empty_dir {
+        match empty_dir.medium.as_deref() {
+            None | Some("") => {}
+            Some("Memory") => memory = true,
+            Some(other) => found.invalid(
+                format!("{path}.emptyDir.medium"),
+                other,
+                "valid: Memory, or nothing for the disk",
+            ),
+        }
+        if let Some(Quantity(text)) = empty_dir.size_limit {
+            match quantity::parse_units(&text) {
+                Ok(bytes) => size_limit_bytes = Some(bytes),
+                Err(error) => {
+                    found.invalid(format!("{path}.emptyDir.sizeLimit"), text, error.to_string());
+                }
+            }
+        }
+    } else if value.as_object().is_some_and(|object| object.len() <= 1) {
+        found.add(
+            ViolationKind::Missing,
+            path,
+            &volume.name,
+            "the volume has no kind; valid: emptyDir",
+        );
+    }
+    VolumeSpec {
+        name: volume.name,
+        source: VolumeSource::EmptyDir {
+            memory,
+            size_limit_bytes,
+        },
+    }
+}

@@ -1,0 +1,249 @@
+use super::*;
+use crate::group::spec::{EnvValue, GroupSpec};
+
+fn group(text: &str) -> Result<GroupSpec, String> {
+    let pod = parse_manifest(text).map_err(|error| error.to_string())?;
+    to_group(pod, &SizeTable::default()).map_err(|violations| violations.to_string())
+}
+
+/// A Pod with `spec` (indented by two) below `spec:`.
+fn with_spec(spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n{spec}")
+}
+
+/// A Pod with one container and these fields (indented by four) in it.
+fn with_container(fields: &str) -> String {
+    with_spec(&format!(
+        "  containers:\n  - name: c\n    image: a/b:1\n{fields}"
+    ))
+}
+
+#[track_caller]
+fn refused(text: &str, expected: &[&str]) {
+    let error = group(text).expect_err("the Pod has mistakes");
+    for part in expected {
+        assert!(error.contains(part), "{part:?} is not in:\n{error}");
+    }
+}
+
+#[test]
+fn a_full_pod_is_taken_over() {
+    let spec = group(
+        "
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web.one
+  namespace: shop
+  uid: 11-22
+  labels: {app: web}
+  annotations: {note: hi}
+spec:
+  restartPolicy: OnFailure
+  terminationGracePeriodSeconds: 5
+  hostAliases: [{ip: 10.0.0.1, hostnames: [db]}]
+  dnsPolicy: None
+  dnsConfig: {nameservers: [1.1.1.1], searches: [a.b], options: [{name: ndots, value: '2'}, {name: edns0}]}
+  securityContext: {runAsUser: 1000, sysctls: [{name: net.core.somaxconn, value: '1024'}]}
+  volumes:
+  - {name: scratch, emptyDir: {medium: Memory, sizeLimit: 64Mi}}
+  containers:
+  - name: main
+    image: registry.local:5000/a/b@sha256:0000000000000000000000000000000000000000000000000000000000000000
+    command: [sleep]
+    args: ['3600']
+    workingDir: /srv
+    env: [{name: A, value: b}, {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]
+    ports: [{containerPort: 80, name: http}]
+    volumeMounts: [{name: scratch, mountPath: /scratch, subPath: x/y, readOnly: true}]
+    resources: {requests: {cpu: 100m, ephemeral-storage: 1Gi}, limits: {memory: 128Mi}}
+    securityContext: {runAsGroup: 7, capabilities: {add: [CAP_NET_ADMIN], drop: [ALL]}, readOnlyRootFilesystem: true}
+    tty: true
+  - name: side
+    image: busybox
+    securityContext: {runAsUser: 5}
+",
+    )
+    .unwrap();
+    assert_eq!(
+        (spec.name.as_str(), spec.namespace.as_str(), spec.hostname.as_str()),
+        ("web.one", "shop", "web-one")
+    );
+    assert_eq!(spec.uid.as_deref(), Some("11-22"));
+    assert_eq!(spec.restart_policy, RestartPolicy::OnFailure);
+    assert_eq!(spec.termination_grace_period_seconds, 5);
+    assert_eq!(spec.dns.as_ref().unwrap().options, ["ndots:2", "edns0"]);
+    assert_eq!(spec.sysctls["net.core.somaxconn"], "1024");
+    // 0.1 + 1 vCPU, 128 MiB + 2 GiB: raised to 2 vCPU and 4 GiB.
+    assert_eq!((spec.size.cpu_milli, spec.size.memory_bytes), (2000, 4 << 30));
+    let main = &spec.containers[0];
+    assert_eq!(main.image_pull_policy, crate::group::spec::ImagePullPolicy::IfNotPresent);
+    assert_eq!(main.env[1].value, EnvValue::Field("status.podIP".into()));
+    assert_eq!(main.capabilities_add, ["NET_ADMIN"]);
+    assert_eq!(
+        main.size,
+        Some(Size {
+            cpu_milli: 2000,
+            memory_bytes: 128 << 20
+        })
+    );
+    assert_eq!((main.run_as_user, main.run_as_group), (Some(1000), Some(7)));
+    assert!(main.tty && main.read_only_root && main.volume_mounts[0].read_only);
+    let side = &spec.containers[1];
+    assert_eq!((side.run_as_user, side.size), (Some(5), None));
+    assert_eq!(side.image_pull_policy, crate::group::spec::ImagePullPolicy::Always);
+}
+
+#[test]
+fn json_is_accepted() {
+    let text = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"x"},
+        "spec":{"containers":[{"name":"c","image":"busybox"}]}}"#;
+    let spec = group(text).unwrap();
+    assert_eq!(spec.size, crate::group::size::DEFAULT_GROUP);
+}
+
+#[test]
+fn twenty_containers_are_accepted_and_twenty_one_refused() {
+    let containers = |count: usize| {
+        let list: String = (0..count)
+            .map(|i| format!("  - {{name: c{i}, image: busybox}}\n"))
+            .collect();
+        with_spec(&format!("  containers:\n{list}"))
+    };
+    assert_eq!(group(&containers(20)).unwrap().containers.len(), 20);
+    refused(&containers(21), &["spec.containers: \"21 containers\": valid: 1 to 20"]);
+    refused(&with_spec("  containers: []\n"), &["spec.containers: no container"]);
+}
+
+#[test]
+fn all_mistakes_are_found_at_once() {
+    refused(
+        &with_spec(
+            "  hostNetwork: true
+  containers:
+  - {name: c, image: a}
+  - name: c
+    image: b
+    ports: [{containerPort: 10250}]
+    resources: {limits: {memory: '0'}}
+    volumeMounts: [{name: nope, mountPath: /x}]
+",
+        ),
+        &[
+            "spec.hostNetwork: \"true\": not supported",
+            "spec.containers[1].name: \"c\": another container has this name",
+            "spec.containers[1].ports[0].containerPort: \"10250\": reserved",
+            "spec.containers[1].resources.limits.memory: \"0\": valid: 4Mi or more",
+            "spec.containers[1].volumeMounts[0].name: \"nope\": no such volume; the group has no volumes",
+        ],
+    );
+}
+
+#[test]
+fn wrong_values_name_field_and_what_is_valid() {
+    for (fields, expected) in [
+        ("    ports: [{containerPort: 111}]", "spec.containers[0].ports[0].containerPort: \"111\""),
+        ("    ports: [{containerPort: 70000}]", "spec.containers[0].ports[0].containerPort: \"70000\": valid: 1 to 65535"),
+        ("    ports: [{containerPort: 0}]", "spec.containers[0].ports[0].containerPort: \"0\""),
+        ("    ports: [{containerPort: 80, protocol: SCTP}]", "ports[0].protocol: \"SCTP\": valid: TCP or UDP"),
+        ("    ports: [{containerPort: 80, hostPort: 80}]", "ports[0].hostPort"),
+        ("    workingDir: tmp", "workingDir: \"tmp\": valid: an absolute path"),
+        ("    imagePullPolicy: Sometimes", "imagePullPolicy: \"Sometimes\": valid: Always, IfNotPresent or Never"),
+        ("    securityContext: {privileged: true}", "securityContext.privileged: \"true\": not supported; add the capabilities"),
+        ("    securityContext: {capabilities: {add: [NET_ADMIM]}}", "securityContext.capabilities.add[0]: \"NET_ADMIM\""),
+        ("    securityContext: {runAsNonRoot: true, runAsUser: 0}", "securityContext.runAsUser: \"0\""),
+        ("    livenessProbe: {exec: {command: [x]}}", "livenessProbe: probes are not supported yet"),
+        ("    lifecycle: {preStop: {exec: {command: [x]}}}", "lifecycle: hooks are not supported yet"),
+        ("    envFrom: [{configMapRef: {name: x}}]", "envFrom: not supported yet"),
+        ("    env: [{name: X, valueFrom: {secretKeyRef: {name: x, key: y}}}]", "env[0].valueFrom.secretKeyRef"),
+        ("    env: [{name: X, valueFrom: {fieldRef: {fieldPath: status.phase}}}]", "fieldPath: \"status.phase\": valid: metadata.name"),
+        ("    env: [{name: 'A=B', value: x}]", "env[0].name: \"A=B\""),
+        ("    resources: {limits: {cpu: lots}}", "resources.limits.cpu: \"lots\": not a quantity"),
+        ("    resources: {limits: {nvidia.com/gpu: 1}}", "resources.limits.nvidia.com/gpu"),
+        ("    resources: {limits: {memory: 1Gi}, requests: {memory: 2Gi}}", "resources.requests.memory: \"2Gi\": above the limit"),
+        ("    resources: {limits: {cpu: 7, memory: 13Gi}}", "\"7 vCPU / 13 GiB\": no such size; nearest valid: 4 vCPU / 8 GiB or 8 vCPU / 16 GiB"),
+        ("    volumeMounts: [{name: v, mountPath: ../x}]", "mountPath: \"../x\""),
+    ] {
+        refused(&with_container(&format!("{fields}\n")), &[expected]);
+    }
+    for (spec, expected) in [
+        ("  hostPID: true", "spec.hostPID"),
+        ("  initContainers: [{name: i, image: x}]", "spec.initContainers: not supported yet"),
+        ("  volumes: [{name: v, hostPath: {path: /etc}}]", "spec.volumes[0].hostPath: not supported: use emptyDir"),
+        ("  volumes: [{name: v, configMap: {name: x}}]", "spec.volumes[0].configMap: not supported yet"),
+        ("  volumes: [{name: v}]", "spec.volumes[0]: \"v\": the volume has no kind"),
+        ("  volumes: [{name: v, emptyDir: {}}, {name: v, emptyDir: {}}]", "spec.volumes[1].name: \"v\": another volume"),
+        ("  volumes: [{name: v, emptyDir: {medium: HugePages}}]", "emptyDir.medium: \"HugePages\""),
+        ("  restartPolicy: Sometimes", "spec.restartPolicy: \"Sometimes\""),
+        ("  dnsPolicy: None", "spec.dnsConfig: required"),
+        ("  terminationGracePeriodSeconds: -1", "spec.terminationGracePeriodSeconds: \"-1\""),
+        ("  hostname: A_b", "spec.hostname: \"A_b\""),
+        ("  shareProcessNamespace: true", "spec.shareProcessNamespace: not supported yet"),
+        ("  activeDeadlineSeconds: 5", "spec.activeDeadlineSeconds"),
+        ("  securityContext: {sysctls: [{name: kernel.panic, value: '1'}]}", "sysctls[kernel.panic]"),
+        ("  imagePullSecrets: [{name: x}]", "spec.imagePullSecrets"),
+    ] {
+        refused(
+            &with_spec(&format!("{spec}\n  containers: [{{name: c, image: x}}]\n")),
+            &[expected],
+        );
+    }
+}
+
+#[test]
+fn mistakes_in_the_text_are_placed() {
+    refused("a: [1", &["not valid YAML", "line"]);
+    refused(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n name: y\n",
+        &["not valid YAML", "line 5 column"],
+    );
+    refused(
+        &with_container("    ports:\n    - containerPort: eighty\n"),
+        &[
+            "spec.containers[0].ports[0].containerPort: invalid type: string \"eighty\"",
+            "line 10 column 22",
+        ],
+    );
+    refused(
+        &with_container("    imagee: x\n    resources: {limit: {cpu: 1}}\n"),
+        &["spec.containers[0].imagee, spec.containers[0].resources.limit: no such field"],
+    );
+    refused("apiVersion: apps/v1\nkind: Deployment\n", &["apiVersion: \"apps/v1\": valid: v1"]);
+    refused("apiVersion: v1\nkind: Service\n", &["kind: \"Service\": valid: Pod"]);
+    refused("", &["holds 0 documents"]);
+    refused("a: 1\n---\nb: 2\n", &["holds 2 documents"]);
+    refused("hello", &["not a mapping"]);
+    refused("{\"a\": }", &["not valid JSON", "line 1 column"]);
+    refused("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n", &["spec: required"]);
+}
+
+#[test]
+fn alias_bombs_are_refused() {
+    let mut text = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x]\n");
+    for level in 1..12 {
+        let before = level - 1;
+        let items = vec![format!("*a{before}"); 9].join(",");
+        text.push_str(&format!("a{level}: &a{level} [{items}]\n"));
+    }
+    refused(&text, &["not valid YAML"]);
+}
+
+#[test]
+fn size_annotation() {
+    let pod = |sizes: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  annotations:\n    {SIZE_ANNOTATION}: {sizes}\nspec:\n  \
+             containers:\n  - {{name: c, image: x, resources: {{limits: {{cpu: 2, memory: 3Gi}}}}}}\n"
+        )
+    };
+    assert_eq!(group(&pod("7-13Gi,8-16Gi")).unwrap().size.cpu_milli, 8000);
+    refused(&pod("1-2Gi"), &["the containers together exceed the size of the group"]);
+    refused(&pod("big"), &["eci-use-specs]: \"big\": valid: vCPU and memory"]);
+}
+
+#[test]
+fn generated_names_get_a_suffix() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {generateName: job-}\nspec: {containers: [{name: c, image: x}]}\n";
+    let name = group(text).unwrap().name;
+    assert!(name.starts_with("job-") && name.len() == 9, "{name}");
+}
