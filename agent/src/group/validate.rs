@@ -152,7 +152,13 @@ impl Check {
         self.found.invalid(field, value, problem);
     }
 
-    fn add(&mut self, kind: ViolationKind, field: FieldPath, value: impl Display, problem: impl Into<String>) {
+    fn add(
+        &mut self,
+        kind: ViolationKind,
+        field: FieldPath,
+        value: impl Display,
+        problem: impl Into<String>,
+    ) {
         self.found.add(kind, field, value, problem);
     }
 
@@ -188,11 +194,7 @@ impl Check {
         }
         // A name may be longer than a host name; then the host name is cut where the spec is made.
         if !is_dns_label(&spec.hostname) {
-            self.invalid(
-                root.field("spec.hostname", "HostName"),
-                &spec.hostname,
-                DNS_LABEL,
-            );
+            self.invalid(root.field("spec.hostname", "HostName"), &spec.hostname, DNS_LABEL);
         }
         match spec.door {
             Door::Pod => self.labels(spec, root),
@@ -574,7 +576,10 @@ impl Check {
                     "valid: more than 0, or none",
                 ),
                 VolumeSource::EmptyDir { .. } => {}
-                #[allow(unreachable_patterns, reason = "the other kinds check themselves where they are made")]
+                #[allow(
+                    unreachable_patterns,
+                    reason = "the other kinds check themselves where they are made"
+                )]
                 _ => {}
             }
         }

@@ -12,8 +12,8 @@ use super::{
     pod,
     size::{SizeTable, Wanted},
     spec::{
-        ContainerSpec, DnsSpec, Door, EnvValue, EnvVar, GroupSpec, ImagePullPolicy, PortSpec, RegistryCredential,
-        RestartPolicy, Size, VolumeMount, VolumeSource, VolumeSpec,
+        ContainerSpec, DnsSpec, Door, EnvValue, EnvVar, GroupSpec, ImagePullPolicy, PortSpec,
+        RegistryCredential, RestartPolicy, Size, VolumeMount, VolumeSource, VolumeSpec,
     },
     validate,
     violation::{ViolationKind, Violations},
@@ -97,7 +97,9 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
             ],
         )
         .unwrap_or(RestartPolicy::Always);
-    let grace = reader.number("TerminationGracePeriodSeconds", 0..=24 * 3600).unwrap_or(30);
+    let grace = reader
+        .number("TerminationGracePeriodSeconds", 0..=24 * 3600)
+        .unwrap_or(30);
 
     let mut violations = found.take();
     let size = validate::choose_size(Door::Eci, own, &wanted, table, &mut violations);
@@ -140,18 +142,33 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
 
 fn refuse_unsupported(reader: &Reader<'_>) {
     for (field, instead) in [
-        ("InitContainer", "not supported yet; do the work at the start of a container's command"),
+        (
+            "InitContainer",
+            "not supported yet; do the work at the start of a container's command",
+        ),
         ("PrivateIpAddress", "not supported; the host gives addresses"),
-        ("EipInstanceId", "not supported; a host has no public addresses to give"),
+        (
+            "EipInstanceId",
+            "not supported; a host has no public addresses to give",
+        ),
         ("RamRoleName", "not supported; a host has no instance roles"),
         ("ActiveDeadlineSeconds", NOT_YET),
         ("MaxPendingMinute", NOT_YET),
         ("CorePattern", NOT_YET),
         ("NtpServer", "not supported; a group's clock is the host's"),
         ("AcrRegistryInfo", "not supported; use ImageRegistryCredential"),
-        ("PlainHttpRegistry", "not supported here; name the registry in the agent's configuration"),
-        ("InsecureRegistry", "not supported here; name the registry in the agent's configuration"),
-        ("ImageSnapshotId", "no such image cache; images are kept on the host without one"),
+        (
+            "PlainHttpRegistry",
+            "not supported here; name the registry in the agent's configuration",
+        ),
+        (
+            "InsecureRegistry",
+            "not supported here; name the registry in the agent's configuration",
+        ),
+        (
+            "ImageSnapshotId",
+            "no such image cache; images are kept on the host without one",
+        ),
         ("DataCacheBucket", NOT_YET),
         ("IngressBandwidth", NOT_YET),
         ("EgressBandwidth", NOT_YET),
@@ -160,7 +177,12 @@ fn refuse_unsupported(reader: &Reader<'_>) {
     ] {
         reader.refuse(field, instead);
     }
-    for field in ["AutoCreateEip", "FixedIp", "ShareProcessNamespace", "Ipv6GatewayBandwidthEnable"] {
+    for field in [
+        "AutoCreateEip",
+        "FixedIp",
+        "ShareProcessNamespace",
+        "Ipv6GatewayBandwidthEnable",
+    ] {
         if reader.flag(field) == Some(true) {
             reader.note(ViolationKind::Unsupported, field, "true", NOT_YET);
         }

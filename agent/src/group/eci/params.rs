@@ -62,12 +62,16 @@ impl Params {
             let mut node = &mut root;
             for (depth, part) in name.split('.').enumerate() {
                 if depth >= MAX_DEPTH {
-                    return Err(ParamsError::Depth { name: name.to_owned() });
+                    return Err(ParamsError::Depth {
+                        name: name.to_owned(),
+                    });
                 }
                 node = node.below.entry(part.to_owned()).or_default();
             }
             if node.value.as_ref().is_some_and(|before| *before != value) {
-                return Err(ParamsError::Twice { name: name.to_owned() });
+                return Err(ParamsError::Twice {
+                    name: name.to_owned(),
+                });
             }
             node.value = Some(value);
         }
@@ -327,7 +331,9 @@ impl<'a> Reader<'a> {
 
     /// Notes a mistake in a field.
     pub fn note(&self, kind: ViolationKind, field: &str, value: &str, problem: &str) {
-        self.found.borrow_mut().add(kind, self.name(field), value, problem);
+        self.found
+            .borrow_mut()
+            .add(kind, self.name(field), value, problem);
     }
 
     /// Notes a field that is given but not supported.
@@ -399,7 +405,10 @@ mod tests {
             (reader.flag("T"), reader.flag("F"), reader.flag("N")),
             (Some(true), Some(false), None)
         );
-        assert_eq!((reader.number("G", 0..=5), reader.milli("G")), (Some(2), Some(2000)));
+        assert_eq!(
+            (reader.number("G", 0..=5), reader.milli("G")),
+            (Some(2), Some(2000))
+        );
         assert!(found.borrow().0.is_empty());
     }
 

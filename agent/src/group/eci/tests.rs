@@ -57,7 +57,10 @@ fn a_full_request_is_taken_over() {
             memory_bytes: 512 << 20
         })
     );
-    assert_eq!((&c.command[..], &c.args[..]), (&["sh".into(), "-c".into()][..], &["true".into()][..]));
+    assert_eq!(
+        (&c.command[..], &c.args[..]),
+        (&["sh".into(), "-c".into()][..], &["true".into()][..])
+    );
     assert_eq!(c.env[0].value, EnvValue::Literal("b=c".into()));
     assert_eq!(c.env[1].value, EnvValue::Field("status.podIP".into()));
     assert_eq!((c.ports[0].port, c.ports[0].protocol.as_str()), (80, "TCP"));
@@ -88,32 +91,72 @@ fn refused(pairs: &[(&str, &str)], kind: ViolationKind, expected: &str) {
 fn mistakes_are_named_in_the_words_of_the_door() {
     use ViolationKind::{DuplicateContainer, Invalid, Missing, Restricted, Size, Unsupported};
     for (pairs, kind, expected) in [
-        (&[("Container.2.Name", "d")][..], Missing, "Container.2.Image: required"),
-        (&[("ContainerGroupName", "")], Missing, "ContainerGroupName: required"),
-        (&[("ContainerGroupName", "A")], Invalid, "ContainerGroupName: \"A\": valid: 2 to 128"),
+        (
+            &[("Container.2.Name", "d")][..],
+            Missing,
+            "Container.2.Image: required",
+        ),
+        (
+            &[("ContainerGroupName", "")],
+            Missing,
+            "ContainerGroupName: required",
+        ),
+        (
+            &[("ContainerGroupName", "A")],
+            Invalid,
+            "ContainerGroupName: \"A\": valid: 2 to 128",
+        ),
         (
             &[("Container.2.Name", "c"), ("Container.2.Image", "x")],
             DuplicateContainer,
             "Container.2.Name: \"c\"",
         ),
-        (&[("Container.1.Port.1.Port", "998")], Invalid, "Container.1.Port.1.Port: \"998\": reserved"),
-        (&[("Container.1.Port.1.Port", "0")], Invalid, "Container.1.Port.1.Port: \"0\": valid: 1 to 65535"),
-        (&[("Cpu", "7"), ("Memory", "13")], Size, "nearest valid: 4 vCPU / 8 GiB or 8 vCPU / 16 GiB"),
-        (&[("Memory", "0"), ("Cpu", "1")], Size, "Memory: \"0\": valid: more than 0"),
+        (
+            &[("Container.1.Port.1.Port", "998")],
+            Invalid,
+            "Container.1.Port.1.Port: \"998\": reserved",
+        ),
+        (
+            &[("Container.1.Port.1.Port", "0")],
+            Invalid,
+            "Container.1.Port.1.Port: \"0\": valid: 1 to 65535",
+        ),
+        (
+            &[("Cpu", "7"), ("Memory", "13")],
+            Size,
+            "nearest valid: 4 vCPU / 8 GiB or 8 vCPU / 16 GiB",
+        ),
+        (
+            &[("Memory", "0"), ("Cpu", "1")],
+            Size,
+            "Memory: \"0\": valid: more than 0",
+        ),
         (&[("Cpu", "1")], Size, "only one of the two"),
         (
             &[("Cpu", "1"), ("Memory", "2"), ("Container.1.Cpu", "2")],
             Size,
             "the containers together exceed",
         ),
-        (&[("InitContainer.1.Image", "x")], Unsupported, "InitContainer: not supported yet"),
+        (
+            &[("InitContainer.1.Image", "x")],
+            Unsupported,
+            "InitContainer: not supported yet",
+        ),
         (
             &[("Container.1.LivenessProbe.HttpGet.Port", "80")],
             Unsupported,
             "Container.1.LivenessProbe: probes",
         ),
-        (&[("Container.1.LifecyclePreStopHandlerExec.1", "x")], Unsupported, "LifecyclePreStopHandlerExec"),
-        (&[("Container.1.SecurityContextPrivileged", "True")], Restricted, "SecurityContextPrivileged"),
+        (
+            &[("Container.1.LifecyclePreStopHandlerExec.1", "x")],
+            Unsupported,
+            "LifecyclePreStopHandlerExec",
+        ),
+        (
+            &[("Container.1.SecurityContextPrivileged", "True")],
+            Restricted,
+            "SecurityContextPrivileged",
+        ),
         (
             &[("Volume.1.Name", "v"), ("Volume.1.Type", "NFSVolume")],
             Unsupported,
@@ -126,9 +169,17 @@ fn mistakes_are_named_in_the_words_of_the_door() {
         ),
         (&[("AutoCreateEip", "true")], Unsupported, "AutoCreateEip"),
         (&[("EphemeralStorage", "10")], Unsupported, "EphemeralStorage"),
-        (&[("RestartPolicy", "Maybe")], Invalid, "RestartPolicy: \"Maybe\": valid: Always, OnFailure, Never"),
+        (
+            &[("RestartPolicy", "Maybe")],
+            Invalid,
+            "RestartPolicy: \"Maybe\": valid: Always, OnFailure, Never",
+        ),
         (&[("Tag.1.Key", "acs:x")], Invalid, "Tag.Key: \"acs:x\""),
-        (&[("OsType", "Windows")], Invalid, "OsType: \"Windows\": valid: Linux"),
+        (
+            &[("OsType", "Windows")],
+            Invalid,
+            "OsType: \"Windows\": valid: Linux",
+        ),
     ] {
         refused(pairs, kind, expected);
     }
@@ -136,14 +187,25 @@ fn mistakes_are_named_in_the_words_of_the_door() {
 
 #[test]
 fn limits_of_lists() {
-    let tags: Vec<_> = (1..=11).map(|i| (format!("Tag.{i}.Key"), format!("k{i}"))).collect();
+    let tags: Vec<_> = (1..=11)
+        .map(|i| (format!("Tag.{i}.Key"), format!("k{i}")))
+        .collect();
     let tags: Vec<_> = tags.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     refused(&tags, ViolationKind::TooLong, "11 tags");
     let containers: Vec<_> = (1..=21)
-        .flat_map(|i| [(format!("Container.{i}.Image"), "x"), (format!("Container.{i}.Name"), "x")])
+        .flat_map(|i| {
+            [
+                (format!("Container.{i}.Image"), "x"),
+                (format!("Container.{i}.Name"), "x"),
+            ]
+        })
         .collect();
     let containers: Vec<_> = containers.iter().map(|(k, v)| (k.as_str(), *v)).collect();
-    refused(&containers, ViolationKind::TooLong, "Container: \"21 containers\": valid: 1 to 20");
+    refused(
+        &containers,
+        ViolationKind::TooLong,
+        "Container: \"21 containers\": valid: 1 to 20",
+    );
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use k8s_openapi::{
     api::core::v1::{
-        Container, ContainerPort, EnvVar as PodEnvVar, EnvVarSource, PodSecurityContext, ResourceRequirements,
-        SecurityContext, VolumeMount as PodVolumeMount,
+        Container, ContainerPort, EnvVar as PodEnvVar, EnvVarSource, PodSecurityContext,
+        ResourceRequirements, SecurityContext, VolumeMount as PodVolumeMount,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -61,12 +61,7 @@ pub(super) fn convert(
     } = container;
     let mut refuse = |refused: bool, field: &str, instead: &str| {
         if refused {
-            found.add(
-                ViolationKind::Unsupported,
-                format!("{path}.{field}"),
-                "",
-                instead,
-            );
+            found.add(ViolationKind::Unsupported, format!("{path}.{field}"), "", instead);
         }
     };
     refuse(
@@ -236,12 +231,7 @@ fn security(
         ),
     ] {
         if refused {
-            found.add(
-                ViolationKind::Unsupported,
-                format!("{path}.{field}"),
-                "",
-                instead,
-            );
+            found.add(ViolationKind::Unsupported, format!("{path}.{field}"), "", instead);
         }
     }
     let mut id = |own: Option<i64>, of_pod: Option<i64>, field: &str| {
@@ -266,9 +256,7 @@ fn security(
             .map(|name| name.strip_prefix("CAP_").unwrap_or(&name).to_owned())
             .collect()
     };
-    let (add, drop) = capabilities.map_or((None, None), |capabilities| {
-        (capabilities.add, capabilities.drop)
-    });
+    let (add, drop) = capabilities.map_or((None, None), |capabilities| (capabilities.add, capabilities.drop));
     ContainerSpec {
         name: String::new(),
         image: String::new(),
@@ -494,12 +482,7 @@ fn convert_mount(mount: PodVolumeMount, path: &str, found: &mut Violations) -> V
         ),
     ] {
         if refused {
-            found.add(
-                ViolationKind::Unsupported,
-                format!("{path}.{field}"),
-                "",
-                instead,
-            );
+            found.add(ViolationKind::Unsupported, format!("{path}.{field}"), "", instead);
         }
     }
     VolumeMount {

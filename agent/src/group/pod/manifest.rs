@@ -82,7 +82,8 @@ pub fn parse_manifest(text: &str) -> Result<Pod, ManifestError> {
     if !document.is_mapping() {
         return Err(ManifestError::Syntax {
             format: "YAML",
-            problem: "the document is not a mapping; valid: a Pod with apiVersion, kind, metadata and spec".into(),
+            problem: "the document is not a mapping; valid: a Pod with apiVersion, kind, metadata and spec"
+                .into(),
         });
     }
     check_kind(|field| document.get(field)?.as_str().map(str::to_owned))?;

@@ -18,7 +18,7 @@ pub use self::manifest::{ManifestError, parse_manifest};
 use super::{
     quantity,
     size::{SizeTable, Wanted},
-    spec::{Door, DnsSpec, GroupSpec, RestartPolicy, Size, VolumeSource, VolumeSpec},
+    spec::{DnsSpec, Door, GroupSpec, RestartPolicy, Size, VolumeSource, VolumeSpec},
     validate,
     violation::{ViolationKind, Violations},
 };
@@ -285,7 +285,11 @@ pub(super) fn hostname_of(name: &str) -> String {
         .collect();
     hostname.truncate(hostname.trim_end_matches('-').len());
     // An empty name is reported where it is checked; this only keeps one mistake from being two.
-    if hostname.is_empty() { "group".into() } else { hostname }
+    if hostname.is_empty() {
+        "group".into()
+    } else {
+        hostname
+    }
 }
 
 fn is_some_and_not_empty<T>(list: &Option<Vec<T>>) -> bool {
@@ -349,7 +353,11 @@ fn pod_security(security: &PodSecurityContext, found: &mut Violations) {
         "supplementalGroups",
         "not supported yet; set runAsGroup",
     );
-    refuse(windows_options.is_some(), "windowsOptions", "not supported: Linux only");
+    refuse(
+        windows_options.is_some(),
+        "windowsOptions",
+        "not supported: Linux only",
+    );
 }
 
 /// The group's own size: the annotation, or the Pod's own resources.
@@ -361,7 +369,10 @@ fn own_size(
 ) -> Option<(Size, String)> {
     if let Some(text) = annotations.get(SIZE_ANNOTATION) {
         let field = format!("metadata.annotations[{SIZE_ANNOTATION}]");
-        let sizes: Vec<_> = text.split(',').filter_map(|part| parse_size(part.trim())).collect();
+        let sizes: Vec<_> = text
+            .split(',')
+            .filter_map(|part| parse_size(part.trim()))
+            .collect();
         // The first that exists; if none does, the first is reported.
         let size = sizes
             .iter()
@@ -422,11 +433,7 @@ fn convert_restart_policy(policy: Option<&str>, found: &mut Violations) -> Resta
         Some("OnFailure") => RestartPolicy::OnFailure,
         Some("Never") => RestartPolicy::Never,
         Some(other) => {
-            found.invalid(
-                "spec.restartPolicy",
-                other,
-                "valid: Always, OnFailure or Never",
-            );
+            found.invalid("spec.restartPolicy", other, "valid: Always, OnFailure or Never");
             RestartPolicy::Never
         }
     }

@@ -13,9 +13,7 @@ fn with_spec(spec: &str) -> String {
 
 /// A Pod with one container and these fields (indented by four) in it.
 fn with_container(fields: &str) -> String {
-    with_spec(&format!(
-        "  containers:\n  - name: c\n    image: a/b:1\n{fields}"
-    ))
+    with_spec(&format!("  containers:\n  - name: c\n    image: a/b:1\n{fields}"))
 }
 
 #[track_caller]
@@ -66,7 +64,11 @@ spec:
     )
     .unwrap();
     assert_eq!(
-        (spec.name.as_str(), spec.namespace.as_str(), spec.hostname.as_str()),
+        (
+            spec.name.as_str(),
+            spec.namespace.as_str(),
+            spec.hostname.as_str()
+        ),
         ("web.one", "shop", "web-one")
     );
     assert_eq!(spec.uid.as_deref(), Some("11-22"));
@@ -77,7 +79,10 @@ spec:
     // 0.1 + 1 vCPU, 128 MiB + 2 GiB: raised to 2 vCPU and 4 GiB.
     assert_eq!((spec.size.cpu_milli, spec.size.memory_bytes), (2000, 4 << 30));
     let main = &spec.containers[0];
-    assert_eq!(main.image_pull_policy, crate::group::spec::ImagePullPolicy::IfNotPresent);
+    assert_eq!(
+        main.image_pull_policy,
+        crate::group::spec::ImagePullPolicy::IfNotPresent
+    );
     assert_eq!(main.env[1].value, EnvValue::Field("status.podIP".into()));
     assert_eq!(main.capabilities_add, ["NET_ADMIN"]);
     assert_eq!(
@@ -91,7 +96,10 @@ spec:
     assert!(main.tty && main.read_only_root && main.volume_mounts[0].read_only);
     let side = &spec.containers[1];
     assert_eq!((side.run_as_user, side.size), (Some(5), None));
-    assert_eq!(side.image_pull_policy, crate::group::spec::ImagePullPolicy::Always);
+    assert_eq!(
+        side.image_pull_policy,
+        crate::group::spec::ImagePullPolicy::Always
+    );
 }
 
 #[test]
@@ -111,8 +119,14 @@ fn twenty_containers_are_accepted_and_twenty_one_refused() {
         with_spec(&format!("  containers:\n{list}"))
     };
     assert_eq!(group(&containers(20)).unwrap().containers.len(), 20);
-    refused(&containers(21), &["spec.containers: \"21 containers\": valid: 1 to 20"]);
-    refused(&with_spec("  containers: []\n"), &["spec.containers: no container"]);
+    refused(
+        &containers(21),
+        &["spec.containers: \"21 containers\": valid: 1 to 20"],
+    );
+    refused(
+        &with_spec("  containers: []\n"),
+        &["spec.containers: no container"],
+    );
 }
 
 #[test]
@@ -142,45 +156,132 @@ fn all_mistakes_are_found_at_once() {
 #[test]
 fn wrong_values_name_field_and_what_is_valid() {
     for (fields, expected) in [
-        ("    ports: [{containerPort: 111}]", "spec.containers[0].ports[0].containerPort: \"111\""),
-        ("    ports: [{containerPort: 70000}]", "spec.containers[0].ports[0].containerPort: \"70000\": valid: 1 to 65535"),
-        ("    ports: [{containerPort: 0}]", "spec.containers[0].ports[0].containerPort: \"0\""),
-        ("    ports: [{containerPort: 80, protocol: SCTP}]", "ports[0].protocol: \"SCTP\": valid: TCP or UDP"),
-        ("    ports: [{containerPort: 80, hostPort: 80}]", "ports[0].hostPort"),
-        ("    workingDir: tmp", "workingDir: \"tmp\": valid: an absolute path"),
-        ("    imagePullPolicy: Sometimes", "imagePullPolicy: \"Sometimes\": valid: Always, IfNotPresent or Never"),
-        ("    securityContext: {privileged: true}", "securityContext.privileged: \"true\": not supported; add the capabilities"),
-        ("    securityContext: {capabilities: {add: [NET_ADMIM]}}", "securityContext.capabilities.add[0]: \"NET_ADMIM\""),
-        ("    securityContext: {runAsNonRoot: true, runAsUser: 0}", "securityContext.runAsUser: \"0\""),
-        ("    livenessProbe: {exec: {command: [x]}}", "livenessProbe: probes are not supported yet"),
-        ("    lifecycle: {preStop: {exec: {command: [x]}}}", "lifecycle: hooks are not supported yet"),
-        ("    envFrom: [{configMapRef: {name: x}}]", "envFrom: not supported yet"),
-        ("    env: [{name: X, valueFrom: {secretKeyRef: {name: x, key: y}}}]", "env[0].valueFrom.secretKeyRef"),
-        ("    env: [{name: X, valueFrom: {fieldRef: {fieldPath: status.phase}}}]", "fieldPath: \"status.phase\": valid: metadata.name"),
+        (
+            "    ports: [{containerPort: 111}]",
+            "spec.containers[0].ports[0].containerPort: \"111\"",
+        ),
+        (
+            "    ports: [{containerPort: 70000}]",
+            "spec.containers[0].ports[0].containerPort: \"70000\": valid: 1 to 65535",
+        ),
+        (
+            "    ports: [{containerPort: 0}]",
+            "spec.containers[0].ports[0].containerPort: \"0\"",
+        ),
+        (
+            "    ports: [{containerPort: 80, protocol: SCTP}]",
+            "ports[0].protocol: \"SCTP\": valid: TCP or UDP",
+        ),
+        (
+            "    ports: [{containerPort: 80, hostPort: 80}]",
+            "ports[0].hostPort",
+        ),
+        (
+            "    workingDir: tmp",
+            "workingDir: \"tmp\": valid: an absolute path",
+        ),
+        (
+            "    imagePullPolicy: Sometimes",
+            "imagePullPolicy: \"Sometimes\": valid: Always, IfNotPresent or Never",
+        ),
+        (
+            "    securityContext: {privileged: true}",
+            "securityContext.privileged: \"true\": not supported; add the capabilities",
+        ),
+        (
+            "    securityContext: {capabilities: {add: [NET_ADMIM]}}",
+            "securityContext.capabilities.add[0]: \"NET_ADMIM\"",
+        ),
+        (
+            "    securityContext: {runAsNonRoot: true, runAsUser: 0}",
+            "securityContext.runAsUser: \"0\"",
+        ),
+        (
+            "    livenessProbe: {exec: {command: [x]}}",
+            "livenessProbe: probes are not supported yet",
+        ),
+        (
+            "    lifecycle: {preStop: {exec: {command: [x]}}}",
+            "lifecycle: hooks are not supported yet",
+        ),
+        (
+            "    envFrom: [{configMapRef: {name: x}}]",
+            "envFrom: not supported yet",
+        ),
+        (
+            "    env: [{name: X, valueFrom: {secretKeyRef: {name: x, key: y}}}]",
+            "env[0].valueFrom.secretKeyRef",
+        ),
+        (
+            "    env: [{name: X, valueFrom: {fieldRef: {fieldPath: status.phase}}}]",
+            "fieldPath: \"status.phase\": valid: metadata.name",
+        ),
         ("    env: [{name: 'A=B', value: x}]", "env[0].name: \"A=B\""),
-        ("    resources: {limits: {cpu: lots}}", "resources.limits.cpu: \"lots\": not a quantity"),
-        ("    resources: {limits: {nvidia.com/gpu: 1}}", "resources.limits.nvidia.com/gpu"),
-        ("    resources: {limits: {memory: 1Gi}, requests: {memory: 2Gi}}", "resources.requests.memory: \"2Gi\": above the limit"),
-        ("    resources: {limits: {cpu: 7, memory: 13Gi}}", "\"7 vCPU / 13 GiB\": no such size; nearest valid: 4 vCPU / 8 GiB or 8 vCPU / 16 GiB"),
-        ("    volumeMounts: [{name: v, mountPath: ../x}]", "mountPath: \"../x\""),
+        (
+            "    resources: {limits: {cpu: lots}}",
+            "resources.limits.cpu: \"lots\": not a quantity",
+        ),
+        (
+            "    resources: {limits: {nvidia.com/gpu: 1}}",
+            "resources.limits.nvidia.com/gpu",
+        ),
+        (
+            "    resources: {limits: {memory: 1Gi}, requests: {memory: 2Gi}}",
+            "resources.requests.memory: \"2Gi\": above the limit",
+        ),
+        (
+            "    resources: {limits: {cpu: 7, memory: 13Gi}}",
+            "\"7 vCPU / 13 GiB\": no such size; nearest valid: 4 vCPU / 8 GiB or 8 vCPU / 16 GiB",
+        ),
+        (
+            "    volumeMounts: [{name: v, mountPath: ../x}]",
+            "mountPath: \"../x\"",
+        ),
     ] {
         refused(&with_container(&format!("{fields}\n")), &[expected]);
     }
     for (spec, expected) in [
         ("  hostPID: true", "spec.hostPID"),
-        ("  initContainers: [{name: i, image: x}]", "spec.initContainers: not supported yet"),
-        ("  volumes: [{name: v, hostPath: {path: /etc}}]", "spec.volumes[0].hostPath: not supported: use emptyDir"),
-        ("  volumes: [{name: v, configMap: {name: x}}]", "spec.volumes[0].configMap: not supported yet"),
-        ("  volumes: [{name: v}]", "spec.volumes[0]: \"v\": the volume has no kind"),
-        ("  volumes: [{name: v, emptyDir: {}}, {name: v, emptyDir: {}}]", "spec.volumes[1].name: \"v\": another volume"),
-        ("  volumes: [{name: v, emptyDir: {medium: HugePages}}]", "emptyDir.medium: \"HugePages\""),
+        (
+            "  initContainers: [{name: i, image: x}]",
+            "spec.initContainers: not supported yet",
+        ),
+        (
+            "  volumes: [{name: v, hostPath: {path: /etc}}]",
+            "spec.volumes[0].hostPath: not supported: use emptyDir",
+        ),
+        (
+            "  volumes: [{name: v, configMap: {name: x}}]",
+            "spec.volumes[0].configMap: not supported yet",
+        ),
+        (
+            "  volumes: [{name: v}]",
+            "spec.volumes[0]: \"v\": the volume has no kind",
+        ),
+        (
+            "  volumes: [{name: v, emptyDir: {}}, {name: v, emptyDir: {}}]",
+            "spec.volumes[1].name: \"v\": another volume",
+        ),
+        (
+            "  volumes: [{name: v, emptyDir: {medium: HugePages}}]",
+            "emptyDir.medium: \"HugePages\"",
+        ),
         ("  restartPolicy: Sometimes", "spec.restartPolicy: \"Sometimes\""),
         ("  dnsPolicy: None", "spec.dnsConfig: required"),
-        ("  terminationGracePeriodSeconds: -1", "spec.terminationGracePeriodSeconds: \"-1\""),
+        (
+            "  terminationGracePeriodSeconds: -1",
+            "spec.terminationGracePeriodSeconds: \"-1\"",
+        ),
         ("  hostname: A_b", "spec.hostname: \"A_b\""),
-        ("  shareProcessNamespace: true", "spec.shareProcessNamespace: not supported yet"),
+        (
+            "  shareProcessNamespace: true",
+            "spec.shareProcessNamespace: not supported yet",
+        ),
         ("  activeDeadlineSeconds: 5", "spec.activeDeadlineSeconds"),
-        ("  securityContext: {sysctls: [{name: kernel.panic, value: '1'}]}", "sysctls[kernel.panic]"),
+        (
+            "  securityContext: {sysctls: [{name: kernel.panic, value: '1'}]}",
+            "sysctls[kernel.panic]",
+        ),
         ("  imagePullSecrets: [{name: x}]", "spec.imagePullSecrets"),
     ] {
         refused(
@@ -208,13 +309,22 @@ fn mistakes_in_the_text_are_placed() {
         &with_container("    imagee: x\n    resources: {limit: {cpu: 1}}\n"),
         &["spec.containers[0].imagee, spec.containers[0].resources.limit: no such field"],
     );
-    refused("apiVersion: apps/v1\nkind: Deployment\n", &["apiVersion: \"apps/v1\": valid: v1"]);
-    refused("apiVersion: v1\nkind: Service\n", &["kind: \"Service\": valid: Pod"]);
+    refused(
+        "apiVersion: apps/v1\nkind: Deployment\n",
+        &["apiVersion: \"apps/v1\": valid: v1"],
+    );
+    refused(
+        "apiVersion: v1\nkind: Service\n",
+        &["kind: \"Service\": valid: Pod"],
+    );
     refused("", &["holds 0 documents"]);
     refused("a: 1\n---\nb: 2\n", &["holds 2 documents"]);
     refused("hello", &["not a mapping"]);
     refused("{\"a\": }", &["not valid JSON", "line 1 column"]);
-    refused("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n", &["spec: required"]);
+    refused(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n",
+        &["spec: required"],
+    );
 }
 
 #[test]
@@ -237,7 +347,10 @@ fn size_annotation() {
         )
     };
     assert_eq!(group(&pod("7-13Gi,8-16Gi")).unwrap().size.cpu_milli, 8000);
-    refused(&pod("1-2Gi"), &["the containers together exceed the size of the group"]);
+    refused(
+        &pod("1-2Gi"),
+        &["the containers together exceed the size of the group"],
+    );
     refused(&pod("big"), &["eci-use-specs]: \"big\": valid: vCPU and memory"]);
 }
 
