@@ -78,6 +78,22 @@ pub fn send(socket: &impl AsFd, from: &GuestIovecs<'_>) -> io::Result<usize> {
     })
 }
 
+/// Receives from a socket into guest memory, never blocking: 0 at the end of the stream.
+///
+/// # Errors
+/// Those of recvmsg(2); `WouldBlock` when the socket has nothing now.
+pub fn receive(socket: &impl AsFd, into: &GuestIovecs<'_>) -> io::Result<usize> {
+    // SAFETY: a msghdr of zeroes is a message without anything.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = into.as_slice().as_ptr().cast_mut();
+    message.msg_iovlen = into.as_slice().len();
+    retry(|| {
+        // SAFETY: the list was made from mapped guest memory, which `into` borrows until after the call; the kernel writes
+        // to what the list points at, not to the list.
+        unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
+    })
+}
+
 fn raw(iovecs: &GuestIovecs<'_>) -> (*const libc::iovec, libc::c_int) {
     let count =
         libc::c_int::try_from(iovecs.as_slice().len()).expect("a list has at most MAX_IOVECS entries");

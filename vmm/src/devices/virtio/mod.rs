@@ -18,6 +18,7 @@ pub mod rng;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vsock;
 mod worker;
 
 pub use counters::Counters;

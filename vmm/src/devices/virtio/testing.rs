@@ -266,6 +266,16 @@ impl Driver {
         Some((head, length))
     }
 
+    /// There is a used chain.
+    pub(super) fn peek_used(&self, queue: usize) -> bool {
+        let ring = &self.rings[queue];
+        let index: u16 = self
+            .memory
+            .load(GuestAddress(ring.base + USED_OFFSET + 2), Ordering::SeqCst)
+            .unwrap();
+        index != ring.used
+    }
+
     /// Waits for an interrupt.
     pub(super) fn wait_interrupt(&mut self) {
         self.wait_until("an interrupt", |driver| driver.interrupt.event_fd().read().ok());
