@@ -2,10 +2,18 @@
 
 #![deny(unsafe_code)]
 
+pub mod arch;
+pub mod builder;
 pub mod bus;
 pub mod config;
 pub mod control;
 pub mod devices;
+pub mod event_loop;
 pub mod irq;
+pub mod kvm;
 pub mod memory;
+pub mod rate_limiter;
+pub mod resources;
 pub mod sys;
+pub mod vcpu;
+pub mod vm;

@@ -1,6 +1,66 @@
 //! Guest RAM. The only maker of host addresses of guest memory.
 
-use vm_memory::GuestMemoryMmap;
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 /// All RAM of the guest. Cloning is cheap: the regions are shared.
 pub type GuestMemory = GuestMemoryMmap;
+
+/// Why there is no guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// More than this process can address.
+    #[error("A memory region of {0} bytes is too long for this host")]
+    TooLong(u64),
+    /// The kernel refused.
+    #[error("Failed to map {length} bytes of guest memory")]
+    Map {
+        /// Length of the region.
+        length: u64,
+        /// The cause.
+        #[source]
+        source: MmapRegionError,
+    },
+    /// Regions that overlap or are not in order.
+    #[error("The memory regions overlap or are not in order")]
+    Regions {
+        /// The cause.
+        #[source]
+        source: vm_memory::GuestRegionCollectionError,
+    },
+}
+
+/// Maps private, zeroed memory for the ranges, given as guest address and length in bytes. The host gives a page when
+/// it is first touched, and promises none before (`MAP_NORESERVE`).
+///
+/// # Errors
+/// [`MemoryError`].
+pub fn allocate(ranges: &[(GuestAddress, u64)]) -> Result<GuestMemory, MemoryError> {
+    let mut regions = Vec::with_capacity(ranges.len());
+    for (address, length) in ranges {
+        let size = usize::try_from(*length).map_err(|_| MemoryError::TooLong(*length))?;
+        let mapping =
+            MmapRegion::new(size).map_err(|source| MemoryError::Map { length: *length, source })?;
+        regions.push(GuestRegionMmap::new(mapping, *address).ok_or(MemoryError::TooLong(*length))?);
+    }
+    GuestMemory::from_regions(regions).map_err(|source| MemoryError::Regions { source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    #[test]
+    fn memory_is_zeroed_and_has_the_hole() {
+        let memory = allocate(&[(GuestAddress(0), 1 << 20), (GuestAddress(4 << 20), 1 << 20)]).unwrap();
+        assert_eq!(memory.read_obj::<u64>(GuestAddress((5 << 20) - 8)).unwrap(), 0);
+        assert!(!memory.address_in_range(GuestAddress(2 << 20)));
+    }
+
+    #[test]
+    fn overlapping_ranges_are_refused() {
+        let overlap = [(GuestAddress(0), 1 << 20), (GuestAddress(4096), 1 << 20)];
+        assert!(matches!(allocate(&overlap), Err(MemoryError::Regions { .. })));
+    }
+}

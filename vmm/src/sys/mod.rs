@@ -3,5 +3,6 @@
 #![allow(unsafe_code)]
 
 pub mod file;
+pub mod inherited;
 pub mod iovec;
 pub mod uring;

@@ -1,0 +1,112 @@
+//! The VMM thread: takes the owner's commands, and reports the end. The one list of what can wake it:
+//! a command, and the end of the VM.
+
+use std::error::Error;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags};
+
+use crate::builder;
+use crate::control::{Command, ControlError, Event, ExitReason, VmmSocket};
+use crate::resources::Resources;
+use crate::vm::{EndSignal, Vm};
+
+/// Serves one VM from its `Start` to its end, which is the last thing reported; the process is to end then.
+pub fn run(owner: &VmmSocket) -> ExitReason {
+    let reason = serve(owner);
+    // An owner that is gone cannot be told.
+    let _ = owner.send(&Event::Exited(reason.clone()), &[]);
+    reason
+}
+
+fn serve(owner: &VmmSocket) -> ExitReason {
+    let end = match EndSignal::new() {
+        Ok(end) => Arc::new(end),
+        Err(error) => return start_failed(&error),
+    };
+    let vm = match start(owner, &end) {
+        Ok(vm) => vm,
+        Err(reason) => return reason,
+    };
+    if owner.send(&Event::Started, &[]).is_err() {
+        return ExitReason::Killed;
+    }
+    loop {
+        if let Some(reason) = wait(owner, &end) {
+            return reason;
+        }
+        match owner.try_recv() {
+            Ok((command, fds)) => {
+                if let Err(reason) = carry_out(command, fds, &vm, owner) {
+                    return reason;
+                }
+            }
+            Err(ControlError::WouldBlock) => {}
+            // Closed by the owner; or an owner that cannot be understood, which is as good as none.
+            Err(_) => return ExitReason::Killed,
+        }
+    }
+}
+
+/// Waits for `Start` and builds the VM.
+fn start(owner: &VmmSocket, end: &Arc<EndSignal>) -> Result<Vm, ExitReason> {
+    match owner.recv() {
+        Ok((Command::Start(config), fds)) => {
+            let resources = Resources::assign(&config, fds).map_err(|error| start_failed(&error))?;
+            builder::build(&config, resources, end).map_err(|error| start_failed(&error))
+        }
+        Ok((Command::Kill, _)) | Err(ControlError::Closed) => Err(ExitReason::Killed),
+        Ok((command, _)) => {
+            Err(ExitReason::StartFailed { message: format!("The first command was not Start: {command:?}") })
+        }
+        Err(error) => Err(start_failed(&error)),
+    }
+}
+
+/// Waits for a command or for the end.
+fn wait(owner: &VmmSocket, end: &EndSignal) -> Option<ExitReason> {
+    let mut fds = [PollFd::new(owner, PollFlags::IN), PollFd::new(end, PollFlags::IN)];
+    // Interrupted or failed: looked at again all the same.
+    let _ = rustix::event::poll(&mut fds, None);
+    end.reason()
+}
+
+/// Carries out one command; `Err` ends the VM.
+fn carry_out(command: Command, _fds: Vec<OwnedFd>, vm: &Vm, owner: &VmmSocket) -> Result<(), ExitReason> {
+    let answer = match command {
+        Command::Kill => return Err(ExitReason::Killed),
+        // The owner is confused; it asked for an end of this VM at least.
+        Command::Start(_) => return Err(ExitReason::Killed),
+        Command::Pause { id } if vm.pause() => Event::Done { id },
+        Command::Pause { id } => failed(id, "a vCPU did not leave the guest in time"),
+        Command::Resume { id } => {
+            vm.resume();
+            Event::Done { id }
+        }
+        Command::Stats { id } => Event::Stats { id, counters: vm.stats() },
+        Command::AddExtents { id, .. } | Command::RemoveExtents { id, .. } | Command::Connect { id, .. } => {
+            failed(id, "the VM has no such device")
+        }
+    };
+    owner.send(&answer, &[]).map_err(|_| ExitReason::Killed)
+}
+
+fn failed(id: u64, message: impl Into<String>) -> Event {
+    Event::Failed { id, message: message.into() }
+}
+
+fn start_failed(error: &dyn Error) -> ExitReason {
+    ExitReason::StartFailed { message: chain(error) }
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}
