@@ -24,12 +24,17 @@ impl Code {
         text.bytes().fold(self, |code, byte| code.out(0x3f8, byte))
     }
 
-    /// Prints its own first bytes with one string instruction: `rep outsb`.
-    pub fn print_string(mut self, length: u32) -> Self {
+    /// The text with one string instruction, `rep outsb`. First of all instructions: it knows where it is.
+    pub fn print_string(mut self, text: &str) -> Self {
+        assert!(self.0.is_empty());
+        let length = u8::try_from(text.len()).unwrap();
+        // A short jump over the text.
+        self.0.extend([0xeb, length]);
+        self.0.extend(text.bytes());
         self.0.extend([0x66, 0xba, 0xf8, 0x03, 0xbe]);
-        self.0.extend(ENTRY.to_le_bytes());
+        self.0.extend((ENTRY + 2).to_le_bytes());
         self.0.push(0xb9);
-        self.0.extend(length.to_le_bytes());
+        self.0.extend(u32::from(length).to_le_bytes());
         self.0.extend([0xf3, 0x6e]);
         self
     }
