@@ -51,7 +51,10 @@ fn main() -> ExitCode {
 fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Options, Failure> {
     let beside = std::env::current_exe()?;
     // Examples are built into a folder beside the binaries.
-    let vmm = beside.parent().and_then(|folder| folder.parent()).map(|folder| folder.join("eci-vmm"));
+    let vmm = beside
+        .parent()
+        .and_then(|folder| folder.parent())
+        .map(|folder| folder.join("eci-vmm"));
     let mut options = Options {
         kernel: PathBuf::new(),
         initrd: PathBuf::new(),
@@ -79,7 +82,9 @@ fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Options, Failure> 
             "--until-output" => options.until_output = true,
             "--help" => return Err(USAGE.into()),
             _ => {
-                let value = words.next().ok_or_else(|| format!("{name} needs a value\n{USAGE}"))?;
+                let value = words
+                    .next()
+                    .ok_or_else(|| format!("{name} needs a value\n{USAGE}"))?;
                 let text = value.to_string_lossy().into_owned();
                 match name.as_str() {
                     "--kernel" => options.kernel = value.into(),
@@ -109,7 +114,11 @@ fn extents(paths: &[PathBuf], write: bool, fds: &mut Vec<File>) -> Result<Vec<Ex
     for (index, path) in (0..).zip(paths) {
         let file = open(path, write)?;
         let length_bytes = file.metadata()?.len().next_multiple_of(4096);
-        extents.push(Extent { disk_offset_bytes: index << 30, file_offset_bytes: 0, length_bytes });
+        extents.push(Extent {
+            disk_offset_bytes: index << 30,
+            file_offset_bytes: 0,
+            length_bytes,
+        });
         fds.push(file);
     }
     Ok(extents)
@@ -130,13 +139,19 @@ fn boot(mut options: Options) -> Result<ExitReason, Failure> {
     let (owner, socket) = control::pair()?;
     let mut command = std::process::Command::new(&options.vmm);
     vmm::sys::inherited::pass_control_fd(&mut command, socket);
-    let mut child =
-        command.spawn().map_err(|error| format!("start {}: {error}", options.vmm.display()))?;
+    let mut child = command
+        .spawn()
+        .map_err(|error| format!("start {}: {error}", options.vmm.display()))?;
     drop(command);
-    owner.send(&Command::Start(Box::new(options.config)), &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+    owner.send(
+        &Command::Start(Box::new(options.config)),
+        &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
+    )?;
     drop(fds);
 
-    let tell = move |what: &dyn std::fmt::Debug| eprintln!("[{:9.3} ms] {what:?}", start.elapsed().as_secs_f64() * 1e3);
+    let tell = move |what: &dyn std::fmt::Debug| {
+        eprintln!("[{:9.3} ms] {what:?}", start.elapsed().as_secs_f64() * 1e3)
+    };
     let owner = std::sync::Arc::new(owner);
     let console = std::thread::spawn({
         let owner = std::sync::Arc::clone(&owner);

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags};
 
-use crate::builder;
+use crate::builder::{self, Machine};
+use crate::config::SliceDisk;
 use crate::control::{Command, ControlError, Event, ExitReason, VmmSocket};
+use crate::devices::virtio::block::SliceMap;
 use crate::resources::Resources;
-use crate::vm::{EndSignal, Vm};
+use crate::vm::EndSignal;
 
 /// Serves one VM from its `Start` to its end, which is the last thing reported; the process is to end then.
 pub fn run(owner: &VmmSocket) -> ExitReason {
@@ -25,8 +27,8 @@ fn serve(owner: &VmmSocket) -> ExitReason {
         Ok(end) => Arc::new(end),
         Err(error) => return start_failed(&error),
     };
-    let vm = match start(owner, &end) {
-        Ok(vm) => vm,
+    let machine = match start(owner, &end) {
+        Ok(machine) => machine,
         Err(reason) => return reason,
     };
     if owner.send(&Event::Started, &[]).is_err() {
@@ -38,7 +40,7 @@ fn serve(owner: &VmmSocket) -> ExitReason {
         }
         match owner.try_recv() {
             Ok((command, fds)) => {
-                if let Err(reason) = carry_out(command, fds, &vm, owner) {
+                if let Err(reason) = carry_out(command, fds, &machine, owner) {
                     return reason;
                 }
             }
@@ -50,16 +52,16 @@ fn serve(owner: &VmmSocket) -> ExitReason {
 }
 
 /// Waits for `Start` and builds the VM.
-fn start(owner: &VmmSocket, end: &Arc<EndSignal>) -> Result<Vm, ExitReason> {
+fn start(owner: &VmmSocket, end: &Arc<EndSignal>) -> Result<Machine, ExitReason> {
     match owner.recv() {
         Ok((Command::Start(config), fds)) => {
             let resources = Resources::assign(&config, fds).map_err(|error| start_failed(&error))?;
             builder::build(&config, resources, end).map_err(|error| start_failed(&error))
         }
         Ok((Command::Kill, _)) | Err(ControlError::Closed) => Err(ExitReason::Killed),
-        Ok((command, _)) => {
-            Err(ExitReason::StartFailed { message: format!("The first command was not Start: {command:?}") })
-        }
+        Ok((command, _)) => Err(ExitReason::StartFailed {
+            message: format!("The first command was not Start: {command:?}"),
+        }),
         Err(error) => Err(start_failed(&error)),
     }
 }
@@ -73,31 +75,77 @@ fn wait(owner: &VmmSocket, end: &EndSignal) -> Option<ExitReason> {
 }
 
 /// Carries out one command; `Err` ends the VM.
-fn carry_out(command: Command, _fds: Vec<OwnedFd>, vm: &Vm, owner: &VmmSocket) -> Result<(), ExitReason> {
+fn carry_out(
+    command: Command,
+    fds: Vec<OwnedFd>,
+    machine: &Machine,
+    owner: &VmmSocket,
+) -> Result<(), ExitReason> {
+    let vm = &machine.vm;
     let answer = match command {
-        Command::Kill => return Err(ExitReason::Killed),
-        // The owner is confused; it asked for an end of this VM at least.
-        Command::Start(_) => return Err(ExitReason::Killed),
+        // After a second Start the owner is confused; it wanted an end of this VM at least.
+        Command::Kill | Command::Start(_) => return Err(ExitReason::Killed),
         Command::Pause { id } if vm.pause() => Event::Done { id },
-        Command::Pause { id } => failed(id, "a vCPU did not leave the guest in time"),
+        Command::Pause { id } => failed(id, "A vCPU did not leave the guest in time"),
         Command::Resume { id } => {
             vm.resume();
             Event::Done { id }
         }
-        Command::Stats { id } => Event::Stats { id, counters: vm.stats() },
-        Command::AddExtents { id, .. } | Command::RemoveExtents { id, .. } | Command::Connect { id, .. } => {
-            failed(id, "the VM has no such device")
+        Command::Stats { id } => Event::Stats {
+            id,
+            counters: vm.stats(),
+        },
+        Command::AddExtents { id, disk, extents } if extents.len() == fds.len() => answer(
+            id,
+            map_of(machine, disk).add_extents(extents.into_iter().zip(fds).collect()),
+        ),
+        Command::AddExtents { id, extents, .. } => failed(
+            id,
+            format!(
+                "{} extents came with {} descriptors: pass one each",
+                extents.len(),
+                fds.len()
+            ),
+        ),
+        Command::RemoveExtents {
+            id,
+            disk,
+            disk_offset_bytes,
+            length_bytes,
+        } => {
+            let end = disk_offset_bytes.saturating_add(length_bytes);
+            answer(id, map_of(machine, disk).remove(disk_offset_bytes..end))
         }
+        Command::Connect { id, .. } => failed(id, "The VM has no such device"),
     };
     owner.send(&answer, &[]).map_err(|_| ExitReason::Killed)
 }
 
+fn map_of(machine: &Machine, disk: SliceDisk) -> &SliceMap {
+    match disk {
+        SliceDisk::ReadOnly => &machine.read_only,
+        SliceDisk::ReadWrite => &machine.read_write,
+    }
+}
+
+fn answer<T>(id: u64, result: Result<T, impl Error>) -> Event {
+    match result {
+        Ok(_) => Event::Done { id },
+        Err(error) => failed(id, chain(&error)),
+    }
+}
+
 fn failed(id: u64, message: impl Into<String>) -> Event {
-    Event::Failed { id, message: message.into() }
+    Event::Failed {
+        id,
+        message: message.into(),
+    }
 }
 
 fn start_failed(error: &dyn Error) -> ExitReason {
-    ExitReason::StartFailed { message: chain(error) }
+    ExitReason::StartFailed {
+        message: chain(error),
+    }
 }
 
 /// An error with all its causes.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// A global system interrupt: an input pin of the interrupt controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,7 +56,7 @@ impl Interrupt {
     /// When no eventfd can be made.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            line: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+            line: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
             status: Arc::new(AtomicU32::new(0)),
         })
     }

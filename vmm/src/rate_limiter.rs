@@ -18,7 +18,12 @@ impl TokenBucket {
     /// A full bucket at time zero of the caller's clock.
     #[must_use]
     pub fn new(burst: u64, per_second: u64) -> Self {
-        Self { burst, per_second, level: u128::from(burst) * NANOS_PER_SECOND, updated: Duration::ZERO }
+        Self {
+            burst,
+            per_second,
+            level: u128::from(burst) * NANOS_PER_SECOND,
+            updated: Duration::ZERO,
+        }
     }
 
     /// Takes `units` if they are there; takes none otherwise. `now` that runs backwards counts as standing still.
@@ -26,7 +31,10 @@ impl TokenBucket {
         let elapsed = now.saturating_sub(self.updated);
         self.updated = self.updated.max(now);
         let gained = elapsed.as_nanos().saturating_mul(self.per_second.into());
-        self.level = self.level.saturating_add(gained).min(u128::from(self.burst) * NANOS_PER_SECOND);
+        self.level = self
+            .level
+            .saturating_add(gained)
+            .min(u128::from(self.burst) * NANOS_PER_SECOND);
         match self.level.checked_sub(u128::from(units) * NANOS_PER_SECOND) {
             Some(rest) => {
                 self.level = rest;

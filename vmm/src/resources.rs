@@ -64,12 +64,23 @@ impl Resources {
             console: next(FdRole::Console)?.into(),
             tap: config.net.is_some().then(|| next(FdRole::Tap)).transpose()?,
             vhost_net: vhost.then(|| next(FdRole::VhostNet)).transpose()?,
-            read_only: config.read_only_extents.iter().map(|_| next(FdRole::Extent)).collect::<Result<_, _>>()?,
-            read_write: config.read_write_extents.iter().map(|_| next(FdRole::Extent)).collect::<Result<_, _>>()?,
+            read_only: config
+                .read_only_extents
+                .iter()
+                .map(|_| next(FdRole::Extent))
+                .collect::<Result<_, _>>()?,
+            read_write: config
+                .read_write_extents
+                .iter()
+                .map(|_| next(FdRole::Extent))
+                .collect::<Result<_, _>>()?,
         };
         match fds.len() {
             0 => Ok(resources),
-            unexpected => Err(ResourceError::Unexpected { passed, expected: passed - unexpected }),
+            unexpected => Err(ResourceError::Unexpected {
+                passed,
+                expected: passed - unexpected,
+            }),
         }
     }
 }
@@ -85,13 +96,21 @@ mod tests {
     }
 
     fn config(net: bool, vhost: bool, n_extents: u64) -> VmConfig {
-        let extent = |index| Extent { disk_offset_bytes: index << 20, file_offset_bytes: 0, length_bytes: 4096 };
+        let extent = |index| Extent {
+            disk_offset_bytes: index << 20,
+            file_offset_bytes: 0,
+            length_bytes: 4096,
+        };
         VmConfig {
             n_vcpus: 1,
             memory_mib: 64,
             kernel_args: String::new(),
             cid: 3,
-            net: net.then_some(NetConfig { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, vhost }),
+            net: net.then_some(NetConfig {
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 1500,
+                vhost,
+            }),
             read_only_extents: (0..n_extents).map(extent).collect(),
             read_write_extents: vec![extent(0)],
             io_uring: true,
@@ -113,11 +132,20 @@ mod tests {
     #[test]
     fn wrong_numbers_are_refused_by_name() {
         let missing = |config: &VmConfig, n| Resources::assign(config, fds(n)).unwrap_err();
-        let error = ResourceError::Missing { passed: 4, missing: FdRole::Tap };
+        let error = ResourceError::Missing {
+            passed: 4,
+            missing: FdRole::Tap,
+        };
         assert_eq!(missing(&config(true, false, 0), 4), error);
-        let error = ResourceError::Missing { passed: 4, missing: FdRole::Extent };
+        let error = ResourceError::Missing {
+            passed: 4,
+            missing: FdRole::Extent,
+        };
         assert_eq!(missing(&config(false, false, 0), 4), error);
-        let error = ResourceError::Unexpected { passed: 6, expected: 5 };
+        let error = ResourceError::Unexpected {
+            passed: 6,
+            expected: 5,
+        };
         assert_eq!(missing(&config(false, false, 0), 6), error);
     }
 }

@@ -27,7 +27,10 @@ pub struct Vm {
 
 impl std::fmt::Debug for Vm {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Vm").field("vcpus", &self.vcpus).finish_non_exhaustive()
+        formatter
+            .debug_struct("Vm")
+            .field("vcpus", &self.vcpus)
+            .finish_non_exhaustive()
     }
 }
 
@@ -62,7 +65,10 @@ impl Vm {
             ("vcpu_exits_mmio", &exits.mmio),
             ("vcpu_exits_interrupted", &exits.interrupted),
         ] {
-            counters.insert(name.to_owned(), counter.load(std::sync::atomic::Ordering::Relaxed));
+            counters.insert(
+                name.to_owned(),
+                counter.load(std::sync::atomic::Ordering::Relaxed),
+            );
         }
         for source in &self.stats {
             source(&mut counters);
@@ -84,12 +90,18 @@ impl EndSignal {
     /// # Errors
     /// No descriptors left.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { reason: Mutex::new(None), event: rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)? })
+        Ok(Self {
+            reason: Mutex::new(None),
+            event: rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+        })
     }
 
     /// The VM ends for this reason, unless it has ended already.
     pub fn raise(&self, reason: ExitReason) {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(reason);
         // Fails only when the counter is full, and then it is readable too.
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
     }

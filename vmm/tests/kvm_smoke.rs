@@ -32,12 +32,16 @@ fn config() -> VmConfig {
 }
 
 fn open_kvm() -> File {
-    File::options().read(true).write(true).open("/dev/kvm").unwrap_or_else(|error| {
-        panic!(
-            "cannot open /dev/kvm: {error}. This test runs a guest: run it where KVM works, \
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .unwrap_or_else(|error| {
+            panic!(
+                "cannot open /dev/kvm: {error}. This test runs a guest: run it where KVM works, \
              with `make nested CMD='...'`"
-        )
-    })
+            )
+        })
 }
 
 impl Machine {
@@ -50,7 +54,11 @@ impl Machine {
         let console = tempfile::tempfile().unwrap();
         let fds = [kvm.as_fd(), kernel.as_fd(), initrd.as_fd(), console.as_fd()];
         owner.send(&Command::Start(Box::new(config)), &fds).unwrap();
-        Self { owner, console, process }
+        Self {
+            owner,
+            console,
+            process,
+        }
     }
 
     fn event(&self) -> Event {
@@ -81,23 +89,36 @@ fn run(code: Code) -> (ExitReason, String) {
 
 #[test]
 fn guest_prints_and_resets() {
-    assert_eq!(run(Code::default().print("ok\n").out(0x64, 0xfe).spin()), (ExitReason::Reset, "ok\n".into()));
+    assert_eq!(
+        run(Code::default().print("ok\n").out(0x64, 0xfe).spin()),
+        (ExitReason::Reset, "ok\n".into())
+    );
 }
 
 #[test]
 fn guest_powers_off() {
-    assert_eq!(run(Code::default().print("off").out(0x600, 0x34).spin()), (ExitReason::Shutdown, "off".into()));
+    assert_eq!(
+        run(Code::default().print("off").out(0x600, 0x34).spin()),
+        (ExitReason::Shutdown, "off".into())
+    );
 }
 
 #[test]
 fn guest_panics() {
-    assert_eq!(run(Code::default().out(0x505, 1).spin()).0, ExitReason::GuestPanic);
+    assert_eq!(
+        run(Code::default().out(0x505, 1).spin()).0,
+        ExitReason::GuestPanic
+    );
 }
 
 #[test]
 fn triple_fault_is_a_reset() {
     // lidt of six zero bytes in empty memory; int3.
-    let code = Code::default().raw(&[0x0f, 0x01, 0x1d]).raw(&0x5000_u32.to_le_bytes()).raw(&[0xcc]).spin();
+    let code = Code::default()
+        .raw(&[0x0f, 0x01, 0x1d])
+        .raw(&0x5000_u32.to_le_bytes())
+        .raw(&[0xcc])
+        .spin();
     assert_eq!(run(code).0, ExitReason::Reset);
 }
 
@@ -105,14 +126,22 @@ fn triple_fault_is_a_reset() {
 fn jump_to_nowhere_is_a_kvm_error_with_registers() {
     // mov eax, 0xd8000000; jmp eax
     let (reason, _) = run(Code::default().raw(&[0xb8, 0, 0, 0, 0xd8, 0xff, 0xe0]));
-    let ExitReason::KvmError { vcpu: 0, message } = reason else { panic!("{reason:?}") };
-    assert!(message.contains("suberror 1") && message.contains("rip 0xd8000000"), "{message}");
+    let ExitReason::KvmError { vcpu: 0, message } = reason else {
+        panic!("{reason:?}")
+    };
+    assert!(
+        message.contains("suberror 1") && message.contains("rip 0xd8000000"),
+        "{message}"
+    );
 }
 
 #[test]
 fn string_instruction_prints_every_byte() {
     for text in ["ab", "abcd", "abcdefghijklm"] {
-        assert_eq!(run(Code::default().print_string(text).out(0x64, 0xfe).spin()).1, text);
+        assert_eq!(
+            run(Code::default().print_string(text).out(0x64, 0xfe).spin()).1,
+            text
+        );
     }
 }
 
@@ -158,8 +187,13 @@ fn pause_stops_the_guest_and_resume_lets_it_go_on() {
             assert_eq!(machine.event(), Event::Done { id });
             let stopped_at = length();
             machine.owner.send(&Command::Stats { id }, &[]).unwrap();
-            let Event::Stats { counters, .. } = machine.event() else { panic!("no statistics") };
-            assert_eq!(counters["console_written_bytes"] + counters["console_dropped_bytes"], counters["vcpu_exits_pio"]);
+            let Event::Stats { counters, .. } = machine.event() else {
+                panic!("no statistics")
+            };
+            assert_eq!(
+                counters["console_written_bytes"] + counters["console_dropped_bytes"],
+                counters["vcpu_exits_pio"]
+            );
             assert_eq!(length(), stopped_at);
             machine.owner.send(&Command::Resume { id }, &[]).unwrap();
             assert_eq!(machine.event(), Event::Done { id });
@@ -174,8 +208,16 @@ fn pause_stops_the_guest_and_resume_lets_it_go_on() {
 
 #[test]
 fn bad_configuration_and_missing_descriptors_are_told() {
-    let machine = Machine::start(Code::default().spin(), VmConfig { n_vcpus: 65, ..config() });
-    let (ExitReason::StartFailed { message }, _) = machine.end() else { panic!("started") };
+    let machine = Machine::start(
+        Code::default().spin(),
+        VmConfig {
+            n_vcpus: 65,
+            ..config()
+        },
+    );
+    let (ExitReason::StartFailed { message }, _) = machine.end() else {
+        panic!("started")
+    };
     assert!(message.contains("n_vcpus is 65"), "{message}");
 
     let (owner, socket) = control::pair().unwrap();
@@ -184,7 +226,9 @@ fn bad_configuration_and_missing_descriptors_are_told() {
     let mut process = command.spawn().unwrap();
     drop(command);
     owner.send(&Command::Start(Box::new(config())), &[]).unwrap();
-    let Event::Exited(ExitReason::StartFailed { message }) = owner.recv().unwrap().0 else { panic!("started") };
+    let Event::Exited(ExitReason::StartFailed { message }) = owner.recv().unwrap().0 else {
+        panic!("started")
+    };
     assert!(message.contains("Kvm is missing"), "{message}");
     process.wait().unwrap();
 }

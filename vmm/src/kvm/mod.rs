@@ -21,5 +21,8 @@ pub struct KvmError {
 /// For `map_err`: names what was asked.
 fn failed(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
     let operation = operation.into();
-    move |errno| KvmError { operation, source: errno.into() }
+    move |errno| KvmError {
+        operation,
+        source: errno.into(),
+    }
 }

@@ -36,7 +36,10 @@ impl ImmediateExit {
 
 impl Vcpu {
     pub(super) fn new(id: u32, vcpu: VcpuFd) -> Self {
-        Self { id, vcpu: Box::leak(Box::new(vcpu)) }
+        Self {
+            id,
+            vcpu: Box::leak(Box::new(vcpu)),
+        }
     }
 
     /// Its number, and its APIC id.
@@ -48,7 +51,9 @@ impl Vcpu {
     /// What stops it from another thread.
     #[must_use]
     pub fn immediate_exit(&mut self) -> ImmediateExit {
-        ImmediateExit { flag: &raw mut self.vcpu.get_kvm_run().immediate_exit }
+        ImmediateExit {
+            flag: &raw mut self.vcpu.get_kvm_run().immediate_exit,
+        }
     }
 
     /// Takes back a request of [`ImmediateExit`].
@@ -65,7 +70,9 @@ impl Vcpu {
             operation: "take CPUID".to_owned(),
             source: std::io::Error::other(format!("{} leaves are too many", entries.len())),
         })?;
-        self.vcpu.set_cpuid2(&cpuid).map_err(failed(format!("set CPUID of vCPU {}", self.id)))
+        self.vcpu
+            .set_cpuid2(&cpuid)
+            .map_err(failed(format!("set CPUID of vCPU {}", self.id)))
     }
 
     /// Sets model specific registers.
@@ -92,7 +99,11 @@ impl Vcpu {
     ///
     /// # Errors
     /// [`KvmError`].
-    pub fn set_registers(&self, regs: &kvm_regs, set_sregs: impl FnOnce(&mut kvm_sregs)) -> Result<(), KvmError> {
+    pub fn set_registers(
+        &self,
+        regs: &kvm_regs,
+        set_sregs: impl FnOnce(&mut kvm_sregs),
+    ) -> Result<(), KvmError> {
         let operation = || format!("set registers of vCPU {}", self.id);
         let mut sregs = self.vcpu.get_sregs().map_err(failed(operation()))?;
         set_sregs(&mut sregs);
@@ -127,8 +138,14 @@ impl Vcpu {
         if run.exit_reason == kvm_bindings::KVM_EXIT_INTERNAL_ERROR {
             // SAFETY: the exit reason says that this member of the union was written.
             let internal = unsafe { &run.__bindgen_anon_1.internal };
-            let n_data = usize::try_from(internal.ndata).unwrap_or(0).min(internal.data.len());
-            text += &format!(", suberror {}, data {:#x?}", internal.suberror, &internal.data[..n_data]);
+            let n_data = usize::try_from(internal.ndata)
+                .unwrap_or(0)
+                .min(internal.data.len());
+            text += &format!(
+                ", suberror {}, data {:#x?}",
+                internal.suberror,
+                &internal.data[..n_data]
+            );
         }
         if let Ok(regs) = self.vcpu.get_regs() {
             text += &format!(

@@ -34,7 +34,10 @@ impl Host {
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
         if kvm.get_api_version() != KVM_API_VERSION {
             let source = std::io::Error::other("the descriptor passed as /dev/kvm is not it");
-            return Err(KvmError { operation: "tell its version".to_owned(), source });
+            return Err(KvmError {
+                operation: "tell its version".to_owned(),
+                source,
+            });
         }
         Ok(Self { kvm })
     }
@@ -63,13 +66,19 @@ impl Host {
     /// [`KvmError`].
     pub fn create_vm(&self, identity_map: u64, tss: usize) -> Result<Vm, KvmError> {
         let vm = self.kvm.create_vm().map_err(failed("create a VM"))?;
-        vm.set_identity_map_address(identity_map).map_err(failed("place the identity map"))?;
-        vm.set_tss_address(tss).map_err(failed("place the task state segment"))?;
-        let mut no_pmu = kvm_enable_cap { cap: KVM_CAP_PMU_CAPABILITY, ..Default::default() };
+        vm.set_identity_map_address(identity_map)
+            .map_err(failed("place the identity map"))?;
+        vm.set_tss_address(tss)
+            .map_err(failed("place the task state segment"))?;
+        let mut no_pmu = kvm_enable_cap {
+            cap: KVM_CAP_PMU_CAPABILITY,
+            ..Default::default()
+        };
         no_pmu.args[0] = KVM_PMU_CAP_DISABLE.into();
         // Older kernels and hosts without a PMU lack it; CPUID then alone says that there is none.
         let _ = vm.enable_cap(&no_pmu);
-        vm.create_irq_chip().map_err(failed("create the interrupt controller"))?;
+        vm.create_irq_chip()
+            .map_err(failed("create the interrupt controller"))?;
         Ok(Vm { vm })
     }
 }
@@ -99,8 +108,11 @@ impl Vm {
                 userspace_addr: region.as_ptr() as u64,
             };
             // SAFETY: the range is one whole mapping, which the forgotten reference above keeps mapped for ever.
-            unsafe { self.vm.set_user_memory_region(slot) }
-                .map_err(failed(format!("map {} bytes of memory at {:#x}", region.len(), address.0)))?;
+            unsafe { self.vm.set_user_memory_region(slot) }.map_err(failed(format!(
+                "map {} bytes of memory at {:#x}",
+                region.len(),
+                address.0
+            )))?;
         }
         Ok(())
     }
@@ -110,7 +122,9 @@ impl Vm {
     /// # Errors
     /// [`KvmError`].
     pub fn connect_interrupt(&self, event: &EventFd, gsi: Gsi) -> Result<(), KvmError> {
-        self.vm.register_irqfd(event, gsi.0).map_err(failed(format!("connect interrupt {}", gsi.0)))
+        self.vm
+            .register_irqfd(event, gsi.0)
+            .map_err(failed(format!("connect interrupt {}", gsi.0)))
     }
 
     /// A guest's 4 byte write of `value` at `address` becomes a write to `event`.
@@ -120,7 +134,9 @@ impl Vm {
     pub fn connect_kick(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
         self.vm
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
-            .map_err(failed(format!("connect the queue notification {value} at {address:#x}")))
+            .map_err(failed(format!(
+                "connect the queue notification {value} at {address:#x}"
+            )))
     }
 
     /// Makes a vCPU with its id.
@@ -128,7 +144,10 @@ impl Vm {
     /// # Errors
     /// [`KvmError`].
     pub fn create_vcpu(&self, id: u32) -> Result<Vcpu, KvmError> {
-        let vcpu = self.vm.create_vcpu(id.into()).map_err(failed(format!("create vCPU {id}")))?;
+        let vcpu = self
+            .vm
+            .create_vcpu(id.into())
+            .map_err(failed(format!("create vCPU {id}")))?;
         Ok(Vcpu::new(id, vcpu))
     }
 }

@@ -39,8 +39,10 @@ pub fn allocate(ranges: &[(GuestAddress, u64)]) -> Result<GuestMemory, MemoryErr
     let mut regions = Vec::with_capacity(ranges.len());
     for (address, length) in ranges {
         let size = usize::try_from(*length).map_err(|_| MemoryError::TooLong(*length))?;
-        let mapping =
-            MmapRegion::new(size).map_err(|source| MemoryError::Map { length: *length, source })?;
+        let mapping = MmapRegion::new(size).map_err(|source| MemoryError::Map {
+            length: *length,
+            source,
+        })?;
         regions.push(GuestRegionMmap::new(mapping, *address).ok_or(MemoryError::TooLong(*length))?);
     }
     GuestMemory::from_regions(regions).map_err(|source| MemoryError::Regions { source })

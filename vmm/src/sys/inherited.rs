@@ -39,7 +39,11 @@ pub fn pass_control_fd(command: &mut Command, socket: VmmSocket) {
         }
         // SAFETY: socket is open, owned by this closure; who has the number in the child, see below.
         let done = unsafe { libc::dup2(number, CONTROL_FD) };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if done < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     };
     // SAFETY: between fork and exec the closure makes one async-signal-safe system call and allocates nothing. If
     // another descriptor has the number in the child, it is the parent's close-on-exec one and not used there again.

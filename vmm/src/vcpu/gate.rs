@@ -22,13 +22,17 @@ impl Gate {
     pub fn close(&self) {
         let _lock = self.lock();
         // Fails when it has ended: stays so.
-        let _ = self.state.compare_exchange(OPEN, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self
+            .state
+            .compare_exchange(OPEN, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// Lets all through.
     pub fn open(&self) {
         let _lock = self.lock();
-        let _ = self.state.compare_exchange(CLOSED, OPEN, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self
+            .state
+            .compare_exchange(CLOSED, OPEN, Ordering::SeqCst, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
@@ -56,7 +60,10 @@ impl Gate {
         *n_parked += 1;
         self.changed.notify_all();
         while self.is_closed() {
-            n_parked = self.changed.wait(n_parked).unwrap_or_else(PoisonError::into_inner);
+            n_parked = self
+                .changed
+                .wait(n_parked)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         *n_parked -= 1;
     }
@@ -67,7 +74,10 @@ impl Gate {
         *n_parked += 1;
         self.changed.notify_all();
         loop {
-            n_parked = self.changed.wait(n_parked).unwrap_or_else(PoisonError::into_inner);
+            n_parked = self
+                .changed
+                .wait(n_parked)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 

@@ -98,7 +98,10 @@ impl Vcpus {
                 })?;
             threads.push((thread, immediate_exit));
         }
-        Ok(Self { threads, shared: Arc::clone(shared) })
+        Ok(Self {
+            threads,
+            shared: Arc::clone(shared),
+        })
     }
 
     /// Stops all vCPUs; when it returns `true`, none is in the guest and no access is half done. Gives up after
@@ -133,7 +136,12 @@ fn kick_signal() -> i32 {
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 fn run(vcpu: &mut Vcpu, shared: &Shared) -> VcpuEnd {
-    let Shared { pio, mmio, gate, counters } = shared;
+    let Shared {
+        pio,
+        mmio,
+        gate,
+        counters,
+    } = shared;
     let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
     loop {
         match vcpu.run() {
@@ -172,7 +180,11 @@ fn run(vcpu: &mut Vcpu, shared: &Shared) -> VcpuEnd {
                 count(&counters.interrupted);
             }
             Err(error) => {
-                return VcpuEnd::Failed(format!("KVM_RUN: {}; {}", io::Error::from(error), vcpu.describe()));
+                return VcpuEnd::Failed(format!(
+                    "KVM_RUN: {}; {}",
+                    io::Error::from(error),
+                    vcpu.describe()
+                ));
             }
         }
         if gate.has_ended() {
@@ -196,9 +208,17 @@ fn stop_at_gate(vcpu: &mut Vcpu, gate: &Gate) {
 
 /// Calls `access` once for what a plain instruction can transfer, and byte by byte for a string instruction.
 fn for_each_access(data: &[u8], mut access: impl FnMut(&[u8])) {
-    if data.len() <= 4 { access(data) } else { data.chunks(1).for_each(access) }
+    if data.len() <= 4 {
+        access(data)
+    } else {
+        data.chunks(1).for_each(access)
+    }
 }
 
 fn for_each_access_mut(data: &mut [u8], mut access: impl FnMut(&mut [u8])) {
-    if data.len() <= 4 { access(data) } else { data.chunks_mut(1).for_each(access) }
+    if data.len() <= 4 {
+        access(data)
+    } else {
+        data.chunks_mut(1).for_each(access)
+    }
 }

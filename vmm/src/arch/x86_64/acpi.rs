@@ -67,7 +67,9 @@ pub fn write(
         return Err(AcpiError::TooLarge { length: tables.len() });
     }
     let write = |bytes: &[u8], address| {
-        memory.write_slice(bytes, address).map_err(|source| AcpiError::Write { source })
+        memory
+            .write_slice(bytes, address)
+            .map_err(|source| AcpiError::Write { source })
     };
     write(&tables, layout::ACPI_TABLES)?;
     write(&generation_id, layout::VM_GENERATION_ID)
@@ -96,7 +98,13 @@ fn tables(n_vcpus: u32, devices: &[VirtioMmio]) -> Vec<u8> {
 }
 
 fn port(address: u16) -> GAS {
-    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
+    GAS::new(
+        AddressSpace::SystemIo,
+        8,
+        0,
+        AccessSize::ByteAccess,
+        address.into(),
+    )
 }
 
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
@@ -157,13 +165,21 @@ fn dsdt(devices: &[VirtioMmio]) -> Sdt {
             &aml::Name::new("_STA".into(), &0xf_u8),
             &aml::Name::new(
                 "_CRS".into(),
-                &aml::ResourceTemplate::new(vec![&aml::IO::new(layout::PANIC_PORT, layout::PANIC_PORT, 1, 1)]),
+                &aml::ResourceTemplate::new(vec![&aml::IO::new(
+                    layout::PANIC_PORT,
+                    layout::PANIC_PORT,
+                    1,
+                    1,
+                )]),
             ),
         ],
     )
     .to_aml_bytes(&mut aml);
-    aml::Name::new("_S5_".into(), &aml::Package::new(vec![&layout::SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]))
-        .to_aml_bytes(&mut aml);
+    aml::Name::new(
+        "_S5_".into(),
+        &aml::Package::new(vec![&layout::SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
+    )
+    .to_aml_bytes(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&aml);
     dsdt

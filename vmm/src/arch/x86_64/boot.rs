@@ -5,8 +5,8 @@ use std::io::{Seek, SeekFrom};
 
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
-use linux_loader::loader::elf::{Elf, PvhBootCapability, start_info};
 use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::{Elf, PvhBootCapability, start_info};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::layout;
@@ -28,7 +28,9 @@ pub enum BootError {
     #[error("The kernel has no PVH entry: build it with CONFIG_PVH=y")]
     NoPvhEntry,
     /// The initramfs does not fit.
-    #[error("The initramfs of {initrd_bytes} bytes does not fit behind the kernel into {memory_bytes} bytes of memory")]
+    #[error(
+        "The initramfs of {initrd_bytes} bytes does not fit behind the kernel into {memory_bytes} bytes of memory"
+    )]
     InitrdTooLarge {
         /// Its length.
         initrd_bytes: u64,
@@ -74,8 +76,12 @@ pub fn load(
     command_line: &str,
 ) -> Result<GuestAddress, BootError> {
     let memory_bytes: u64 = memory.iter().map(vm_memory::GuestMemoryRegion::len).sum();
-    let loaded = Elf::load(memory, None, kernel, Some(layout::HIGH_RAM_START))
-        .map_err(|source| BootError::Kernel { memory_mib: memory_bytes >> 20, source })?;
+    let loaded = Elf::load(memory, None, kernel, Some(layout::HIGH_RAM_START)).map_err(|source| {
+        BootError::Kernel {
+            memory_mib: memory_bytes >> 20,
+            source,
+        }
+    })?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(BootError::NoPvhEntry);
     };
@@ -86,7 +92,11 @@ pub fn load(
 }
 
 /// Copies the initramfs to the first page behind the kernel: there it shares huge pages with it.
-fn load_initrd(memory: &GuestMemory, initrd: &mut File, kernel_end: u64) -> Result<(GuestAddress, u64), BootError> {
+fn load_initrd(
+    memory: &GuestMemory,
+    initrd: &mut File,
+    kernel_end: u64,
+) -> Result<(GuestAddress, u64), BootError> {
     let io_error = |source| BootError::Initrd { source };
     let initrd_bytes = initrd.seek(SeekFrom::End(0)).map_err(io_error)?;
     initrd.rewind().map_err(io_error)?;
@@ -94,8 +104,16 @@ fn load_initrd(memory: &GuestMemory, initrd: &mut File, kernel_end: u64) -> Resu
     let low_ram_end = memory.iter().next().map_or(0, vm_memory::GuestMemoryRegion::len);
     let length = usize::try_from(initrd_bytes)
         .ok()
-        .filter(|_| address.0.checked_add(initrd_bytes).is_some_and(|end| end <= low_ram_end))
-        .ok_or(BootError::InitrdTooLarge { initrd_bytes, memory_bytes: low_ram_end })?;
+        .filter(|_| {
+            address
+                .0
+                .checked_add(initrd_bytes)
+                .is_some_and(|end| end <= low_ram_end)
+        })
+        .ok_or(BootError::InitrdTooLarge {
+            initrd_bytes,
+            memory_bytes: low_ram_end,
+        })?;
     memory
         .read_exact_volatile_from(address, initrd, length)
         .map_err(|source| BootError::InitrdCopy { source })?;
@@ -110,7 +128,10 @@ fn write_command_line(memory: &GuestMemory, command_line: &str) -> Result<(), Bo
     bytes.push(0);
     memory
         .write_slice(&bytes, layout::COMMAND_LINE)
-        .map_err(|source| BootError::Structure { structure: "command line", source: source.into() })
+        .map_err(|source| BootError::Structure {
+            structure: "command line",
+            source: source.into(),
+        })
 }
 
 fn write_start_info(
@@ -130,13 +151,18 @@ fn write_start_info(
         memmap_entries: u32::try_from(memory_map.len()).expect("the memory map has at most four entries"),
         ..Default::default()
     };
-    let module =
-        start_info::hvm_modlist_entry { paddr: initrd.0, size: initrd_bytes, ..Default::default() };
+    let module = start_info::hvm_modlist_entry {
+        paddr: initrd.0,
+        size: initrd_bytes,
+        ..Default::default()
+    };
     let mut params = BootParams::new(&start_info, layout::START_INFO);
     params.set_modules(&[module], layout::MODULE_LIST);
     params.set_sections(&memory_map, layout::MEMORY_MAP);
-    PvhBootConfigurator::write_bootparams(&params, memory)
-        .map_err(|source| BootError::Structure { structure: "start info", source: source.into() })
+    PvhBootConfigurator::write_bootparams(&params, memory).map_err(|source| BootError::Structure {
+        structure: "start info",
+        source: source.into(),
+    })
 }
 
 /// What is RAM and what is not, in E820 terms.
@@ -154,7 +180,11 @@ fn memory_map(memory_bytes: u64) -> Vec<start_info::hvm_memmap_table_entry> {
         entry(layout::LOW_RAM_END, layout::HIGH_RAM_START.0, RESERVED),
     ];
     for (start, length) in layout::ram_ranges(memory_bytes) {
-        map.push(entry(start.0.max(layout::HIGH_RAM_START.0), start.0 + length, RAM));
+        map.push(entry(
+            start.0.max(layout::HIGH_RAM_START.0),
+            start.0 + length,
+            RAM,
+        ));
     }
     map
 }
@@ -167,7 +197,10 @@ mod tests {
     fn memory_map_covers_all_ram_once_and_in_order() {
         for memory_bytes in [32 << 20, 3 << 30, 5 << 30] {
             let map = memory_map(memory_bytes);
-            assert!(map.windows(2).all(|pair| pair[0].addr + pair[0].size <= pair[1].addr));
+            assert!(
+                map.windows(2)
+                    .all(|pair| pair[0].addr + pair[0].size <= pair[1].addr)
+            );
             assert_eq!(map.iter().map(|entry| entry.size).sum::<u64>(), memory_bytes);
         }
     }
@@ -183,7 +216,13 @@ mod tests {
         let placed = load_initrd(&memory(), &mut file, 0x20_0001).unwrap();
         assert_eq!(placed, (GuestAddress(0x20_1000), 5000));
         let error = load_initrd(&memory(), &mut file, (4 << 20) - 4096).unwrap_err();
-        assert!(matches!(error, BootError::InitrdTooLarge { initrd_bytes: 5000, .. }));
+        assert!(matches!(
+            error,
+            BootError::InitrdTooLarge {
+                initrd_bytes: 5000,
+                ..
+            }
+        ));
         assert!(load_initrd(&memory(), &mut file, u64::MAX - 4096).is_err());
     }
 
@@ -204,6 +243,9 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut file, &[0; 4096]).unwrap();
         let mut initrd = tempfile::tempfile().unwrap();
-        assert!(matches!(load(&memory(), &mut file, &mut initrd, ""), Err(BootError::Kernel { .. })));
+        assert!(matches!(
+            load(&memory(), &mut file, &mut initrd, ""),
+            Err(BootError::Kernel { .. })
+        ));
     }
 }

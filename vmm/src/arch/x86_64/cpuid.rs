@@ -43,7 +43,11 @@ pub struct Topology {
 /// Makes the CPUID of vCPU 0 from what KVM supports; [`set_vcpu`] then makes another's from it.
 #[must_use]
 pub fn build(supported: &[kvm_cpuid_entry2], topology: Topology) -> Vec<kvm_cpuid_entry2> {
-    let Topology { n_vcpus, tsc_deadline, tsc_khz } = topology;
+    let Topology {
+        n_vcpus,
+        tsc_deadline,
+        tsc_khz,
+    } = topology;
     let mut entries = Vec::with_capacity(supported.len() + 4);
     for entry in supported {
         let mut entry = *entry;
@@ -59,11 +63,19 @@ pub fn build(supported: &[kvm_cpuid_entry2], topology: Topology) -> Vec<kvm_cpui
                 }
                 // Bits 23 to 16: addressable ids in the socket.
                 entry.ebx = (entry.ebx & 0x0000_ffff) | (n_vcpus.next_power_of_two() << 16);
-                entry.edx = if n_vcpus > 1 { entry.edx | EDX_HTT } else { entry.edx & !EDX_HTT };
+                entry.edx = if n_vcpus > 1 {
+                    entry.edx | EDX_HTT
+                } else {
+                    entry.edx & !EDX_HTT
+                };
             }
             INTEL_CACHES if entry.eax & 0x1f != 0 => {
                 let level = (entry.eax >> 5) & 7;
-                let sharing = if level >= 3 { n_vcpus.next_power_of_two() - 1 } else { 0 };
+                let sharing = if level >= 3 {
+                    n_vcpus.next_power_of_two() - 1
+                } else {
+                    0
+                };
                 entry.eax =
                     (entry.eax & 0x3fff) | (sharing << 14) | ((n_vcpus.next_power_of_two() - 1) << 26);
             }
@@ -128,17 +140,31 @@ mod tests {
 
     fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        }
     }
 
     fn find(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> [u32; 4] {
-        let found: Vec<_> = entries.iter().filter(|e| e.function == function && e.index == index).collect();
+        let found: Vec<_> = entries
+            .iter()
+            .filter(|e| e.function == function && e.index == index)
+            .collect();
         assert_eq!(found.len(), 1, "leaf {function:#x}.{index}");
         [found[0].eax, found[0].ebx, found[0].ecx, found[0].edx]
     }
 
     const SUPPORTED: [(u32, [u32; 4]); 8] = [
-        (FEATURES, [0x6f1, 0xff20_0800, 0xffff_ffff & !ECX_TSC_DEADLINE, 0x0fff_ffff]),
+        (
+            FEATURES,
+            [0x6f1, 0xff20_0800, 0xffff_ffff & !ECX_TSC_DEADLINE, 0x0fff_ffff],
+        ),
         (INTEL_CACHES, [0xffff_c163, 7, 7, 7]),
         (PERFORMANCE_COUNTERS, [0x0730_0802, 1, 2, 3]),
         (EXTENDED_TOPOLOGY, [0, 0, 0, 9]),
@@ -149,16 +175,28 @@ mod tests {
     ];
 
     fn built(n_vcpus: u32, tsc_khz: u32) -> Vec<kvm_cpuid_entry2> {
-        let supported: Vec<_> =
-            SUPPORTED.iter().map(|(function, registers)| entry(*function, 0, *registers)).collect();
-        build(&supported, Topology { n_vcpus, tsc_deadline: true, tsc_khz })
+        let supported: Vec<_> = SUPPORTED
+            .iter()
+            .map(|(function, registers)| entry(*function, 0, *registers))
+            .collect();
+        build(
+            &supported,
+            Topology {
+                n_vcpus,
+                tsc_deadline: true,
+                tsc_khz,
+            },
+        )
     }
 
     #[test]
     fn nested_virtualisation_and_counters_are_hidden() {
         let entries = built(1, 0);
         let [_, _, ecx, _] = find(&entries, FEATURES, 0);
-        assert_eq!(ecx & (ECX_VMX | ECX_HYPERVISOR | ECX_TSC_DEADLINE), ECX_HYPERVISOR | ECX_TSC_DEADLINE);
+        assert_eq!(
+            ecx & (ECX_VMX | ECX_HYPERVISOR | ECX_TSC_DEADLINE),
+            ECX_HYPERVISOR | ECX_TSC_DEADLINE
+        );
         assert_eq!(find(&entries, AMD_FEATURES, 0)[2], 0xff & !AMD_ECX_SVM);
         assert_eq!(find(&entries, PERFORMANCE_COUNTERS, 0), [0; 4]);
     }
@@ -179,7 +217,10 @@ mod tests {
 
     #[test]
     fn frequency_is_told_when_known() {
-        assert_eq!(find(&built(1, 2_500_000), HYPERVISOR_TIMING, 0), [2_500_000, APIC_BUS_KHZ, 0, 0]);
+        assert_eq!(
+            find(&built(1, 2_500_000), HYPERVISOR_TIMING, 0),
+            [2_500_000, APIC_BUS_KHZ, 0, 0]
+        );
         assert_eq!(find(&built(1, 2_500_000), KVM_SIGNATURE, 0)[0], HYPERVISOR_TIMING);
         assert_eq!(find(&built(1, 0), KVM_SIGNATURE, 0)[0], 0x4000_0001);
     }

@@ -19,7 +19,12 @@ const MTRR_ENABLE_WRITE_BACK: u64 = (1 << 11) | 6;
 /// General registers: where to start, and the start info.
 #[must_use]
 pub fn boot_regs(entry: GuestAddress, start_info: GuestAddress) -> kvm_regs {
-    kvm_regs { rip: entry.0, rbx: start_info.0, rflags: RFLAGS_RESERVED, ..Default::default() }
+    kvm_regs {
+        rip: entry.0,
+        rbx: start_info.0,
+        rflags: RFLAGS_RESERVED,
+        ..Default::default()
+    }
 }
 
 /// Puts flat segments and protected mode into what KVM has after a reset.
@@ -40,7 +45,13 @@ pub fn set_boot_sregs(sregs: &mut kvm_sregs) {
     let data = flat(0x10, 0x3);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     // A busy 32 bit task state segment, which must be there and is never looked at.
-    sregs.tr = kvm_segment { limit: 0x67, selector: 0x18, type_: 0xb, present: 1, ..Default::default() };
+    sregs.tr = kvm_segment {
+        limit: 0x67,
+        selector: 0x18,
+        type_: 0xb,
+        present: 1,
+        ..Default::default()
+    };
     sregs.cr0 = CR0_PROTECTION | CR0_NUMERIC_ERROR_EXTENSION;
     sregs.cr4 = 0;
     sregs.efer = 0;
@@ -49,6 +60,13 @@ pub fn set_boot_sregs(sregs: &mut kvm_sregs) {
 /// Model specific registers that KVM's reset leaves otherwise than firmware would.
 #[must_use]
 pub fn boot_msrs() -> [kvm_msr_entry; 2] {
-    [(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING), (MSR_MTRR_DEFAULT_TYPE, MTRR_ENABLE_WRITE_BACK)]
-        .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() })
+    [
+        (MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        (MSR_MTRR_DEFAULT_TYPE, MTRR_ENABLE_WRITE_BACK),
+    ]
+    .map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    })
 }

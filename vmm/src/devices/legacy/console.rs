@@ -40,7 +40,9 @@ impl Console {
     /// Writes to `output`, interrupts through `line`.
     #[must_use]
     pub fn new(output: ConsoleOutput, line: EventFd) -> Self {
-        Self { serial: Serial::new(InterruptLine(line), output) }
+        Self {
+            serial: Serial::new(InterruptLine(line), output),
+        }
     }
 }
 
@@ -84,7 +86,12 @@ impl ConsoleOutput {
     #[must_use]
     pub fn new(file: File) -> Self {
         let bucket = TokenBucket::new(BURST_BYTES, BYTES_PER_SECOND);
-        Self { file, bucket, start: Instant::now(), stats: Arc::default() }
+        Self {
+            file,
+            bucket,
+            start: Instant::now(),
+            stats: Arc::default(),
+        }
     }
 
     /// Its counters.
@@ -98,8 +105,8 @@ impl Write for ConsoleOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = bytes.len() as u64;
         let written = self.stats.written_bytes.load(Ordering::Relaxed);
-        let allowed = written.saturating_add(length) <= TOTAL_BYTES
-            && self.bucket.take(length, self.start.elapsed());
+        let allowed =
+            written.saturating_add(length) <= TOTAL_BYTES && self.bucket.take(length, self.start.elapsed());
         let counter = if allowed && self.file.write_all(bytes).is_ok() {
             &self.stats.written_bytes
         } else {
@@ -127,7 +134,10 @@ mod tests {
     fn console() -> (Console, File, EventFd) {
         let file = tempfile::tempfile().unwrap();
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
-        let console = Console::new(ConsoleOutput::new(file.try_clone().unwrap()), line.try_clone().unwrap());
+        let console = Console::new(
+            ConsoleOutput::new(file.try_clone().unwrap()),
+            line.try_clone().unwrap(),
+        );
         (console, file, line)
     }
 

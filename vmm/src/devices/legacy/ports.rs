@@ -25,7 +25,10 @@ pub struct PanicPort {
 impl ResetPort {
     /// Calls `ask` when the guest writes `value`.
     pub fn new(value: u8, ask: impl FnMut() + Send + 'static) -> Self {
-        Self { value, ask: Box::new(ask) }
+        Self {
+            value,
+            ask: Box::new(ask),
+        }
     }
 }
 
@@ -48,7 +51,10 @@ const SLEEP_TYPE_SHIFT: u8 = 2;
 impl SleepPort {
     /// Calls `ask` when the guest enters sleep type `off`.
     pub fn new(off: u8, ask: impl FnMut() + Send + 'static) -> Self {
-        Self { off, ask: Box::new(ask) }
+        Self {
+            off,
+            ask: Box::new(ask),
+        }
     }
 }
 
@@ -122,7 +128,10 @@ mod tests {
     fn only_the_exact_command_resets() {
         let reset = |ask| -> Box<dyn BusDevice> { Box::new(ResetPort::new(0xfe, ask)) };
         assert_eq!(counted(reset, &[(0, &[0xfe])]), 1);
-        assert_eq!(counted(reset, &[(0, &[0xd1]), (1, &[0xfe]), (0, &[0xfe, 0xfe])]), 0);
+        assert_eq!(
+            counted(reset, &[(0, &[0xd1]), (1, &[0xfe]), (0, &[0xfe, 0xfe])]),
+            0
+        );
     }
 
     #[test]

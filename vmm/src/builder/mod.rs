@@ -1,27 +1,30 @@
 //! The boot recipe, from a configuration and descriptors to a running VM, top to bottom.
 
-use std::sync::{Arc, Mutex};
+mod ports;
+mod virtio;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use std::sync::Arc;
 
 use crate::arch::{acpi, boot, cpuid, layout, regs};
-use crate::bus::{Bus, RangeError};
-use crate::config::{ConfigError, VmConfig};
+use crate::bus::RangeError;
+use crate::config::{ConfigError, SliceDisk, VmConfig};
 use crate::control::ExitReason;
-use crate::devices::legacy::{Console, ConsoleOutput, PanicPort, ResetPort, SleepPort};
+use crate::devices::virtio::block::{SliceError, SliceMap};
+use crate::devices::virtio::rng::Rng;
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, MemoryError};
 use crate::resources::Resources;
-use crate::vcpu::{Gate, Shared, VcpuEnd, Vcpus};
-use crate::vm::{EndSignal, StatsSource, Vm};
+use crate::vcpu::{ExitCounters, Gate, Shared, VcpuEnd, Vcpus};
+use crate::vm::{EndSignal, Vm};
 
 /// What every guest kernel is told, before what its owner adds.
 ///
 /// - `quiet`: a line on the serial console costs a VM exit per byte.
 /// - `8250.nr_uarts=1`: Linux would probe three ports more.
+/// - `pci=off`: the kernel has PCI only because its ACPI needs it.
 /// - `tsc=reliable`: no watchdog beside the TSC, which KVM keeps in step.
 /// - `panic=-1`: a panic resets the machine at once, and the VM ends. (Told from a reset by the panic port.)
-const KERNEL_ARGS: &str = "console=ttyS0 8250.nr_uarts=1 quiet tsc=reliable panic=-1";
+const KERNEL_ARGS: &str = "console=ttyS0 8250.nr_uarts=1 quiet pci=off tsc=reliable panic=-1";
 
 /// Why a VM was not built.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,15 @@ pub enum BuildError {
         #[source]
         source: RangeError,
     },
+    /// More devices than interrupts.
+    #[error("There is no interrupt left for the {device}")]
+    NoInterrupt {
+        /// The device.
+        device: &'static str,
+    },
+    /// Extents that cannot be mapped.
+    #[error("Failed to map the extents of a slice disk")]
+    Extents(#[source] SliceError),
     /// An operating system resource.
     #[error("Failed to {operation}")]
     Host {
@@ -63,75 +75,100 @@ pub enum BuildError {
 
 /// For `map_err`: names what was asked of the operating system.
 fn host<E: Into<std::io::Error>>(operation: &'static str) -> impl FnOnce(E) -> BuildError {
-    move |source| BuildError::Host { operation, source: source.into() }
+    move |source| BuildError::Host {
+        operation,
+        source: source.into(),
+    }
+}
+
+/// A running VM and what its owner's commands reach.
+#[derive(Debug)]
+pub struct Machine {
+    /// vCPUs and memory.
+    pub vm: Vm,
+    /// What is mapped on `vda`.
+    pub read_only: SliceMap,
+    /// What is mapped on `vdb`.
+    pub read_write: SliceMap,
 }
 
 /// Builds the VM and starts its vCPUs. When it ends by itself, `end` is raised.
 ///
 /// # Errors
 /// [`BuildError`]; nothing of the VM is left running.
-pub fn build(config: &VmConfig, mut resources: Resources, end: &Arc<EndSignal>) -> Result<Vm, BuildError> {
+pub fn build(
+    config: &VmConfig,
+    mut resources: Resources,
+    end: &Arc<EndSignal>,
+) -> Result<Machine, BuildError> {
     config.validate().map_err(BuildError::Config)?;
 
     let kvm_host = kvm::Host::new(resources.kvm).map_err(BuildError::Kvm)?;
-    let kvm = kvm_host.create_vm(layout::KVM_IDENTITY_MAP, layout::KVM_TSS).map_err(BuildError::Kvm)?;
+    let kvm = kvm_host
+        .create_vm(layout::KVM_IDENTITY_MAP, layout::KVM_TSS)
+        .map_err(BuildError::Kvm)?;
 
     let memory_bytes = config.memory_mib << 20;
     let memory = memory::allocate(&layout::ram_ranges(memory_bytes)).map_err(BuildError::Memory)?;
     kvm.set_memory(&memory).map_err(BuildError::Kvm)?;
 
     let command_line = format!("{KERNEL_ARGS} {}", config.kernel_args);
-    let entry = boot::load(&memory, &mut resources.kernel, &mut resources.initrd, &command_line)
-        .map_err(BuildError::Boot)?;
+    let entry = boot::load(
+        &memory,
+        &mut resources.kernel,
+        &mut resources.initrd,
+        &command_line,
+    )
+    .map_err(BuildError::Boot)?;
 
-    let gate = Gate::default();
-    let mut stats = Vec::new();
-    let pio = build_ports(resources.console, &kvm, end, &mut stats)?;
-    let mmio = Bus::new();
+    let mut slots = virtio::Slots::new(&kvm, &memory);
+    let pio = ports::build(resources.console, &kvm, end, &mut slots.stats)?;
+    let uring = config.io_uring;
+    let read_only = slots.add_disk(
+        SliceDisk::ReadOnly,
+        uring,
+        &config.read_only_extents,
+        resources.read_only,
+    )?;
+    let read_write = slots.add_disk(
+        SliceDisk::ReadWrite,
+        uring,
+        &config.read_write_extents,
+        resources.read_write,
+    )?;
+    slots.add("entropy device", Box::new(Rng::new()))?;
+    let virtio::Slots {
+        bus: mmio,
+        placed,
+        stats,
+        ..
+    } = slots;
+
     let mut generation_id = [0; 16];
     rustix::rand::getrandom(&mut generation_id, rustix::rand::GetRandomFlags::empty())
         .map_err(host("make a VM generation id"))?;
-    acpi::write(&memory, config.n_vcpus, &[], generation_id).map_err(BuildError::Acpi)?;
+    acpi::write(&memory, config.n_vcpus, &placed, generation_id).map_err(BuildError::Acpi)?;
 
     let vcpus = build_vcpus(config.n_vcpus, &kvm_host, &kvm, entry).map_err(BuildError::Kvm)?;
-    let shared = Arc::new(Shared { pio, mmio, gate, counters: Default::default() });
+    let shared = Arc::new(Shared {
+        pio,
+        mmio,
+        gate: Gate::default(),
+        counters: ExitCounters::default(),
+    });
     let on_end = on_vcpu_end(end, &shared);
     let vcpus = Vcpus::start(vcpus, &shared, &on_end).map_err(host("start the vCPU threads"))?;
-    Ok(Vm { _kvm: kvm, memory, vcpus, shared, stats })
-}
-
-/// The I/O ports: serial console, and the ways for the guest to end the machine.
-fn build_ports(
-    console: std::fs::File,
-    kvm: &kvm::Vm,
-    end: &Arc<EndSignal>,
-    stats: &mut Vec<StatsSource>,
-) -> Result<Bus, BuildError> {
-    let mut ports = Bus::new();
-    let line = EventFd::new(EFD_NONBLOCK).map_err(host("make the serial interrupt"))?;
-    kvm.connect_interrupt(&line, layout::SERIAL_GSI).map_err(BuildError::Kvm)?;
-    let output = ConsoleOutput::new(console);
-    let console_stats = output.stats();
-    stats.push(Box::new(move |counters| {
-        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
-        counters.insert("console_written_bytes".to_owned(), read(&console_stats.written_bytes));
-        counters.insert("console_dropped_bytes".to_owned(), read(&console_stats.dropped_bytes));
-    }));
-    let raise = |reason: ExitReason| {
-        let end = Arc::clone(end);
-        move || end.raise(reason.clone())
-    };
-    let reset = ResetPort::new(layout::RESET_VALUE, raise(ExitReason::Reset));
-    let sleep = SleepPort::new(layout::SLEEP_TYPE_S5, raise(ExitReason::Shutdown));
-    let panic = PanicPort::new(raise(ExitReason::GuestPanic));
-    let mut place = |device: &'static str, port: u16, length, shared| {
-        ports.insert(port.into(), length, shared).map_err(|source| BuildError::Place { device, source })
-    };
-    place("serial port", layout::SERIAL_PORT, 8, Arc::new(Mutex::new(Console::new(output, line))))?;
-    place("reset port", layout::RESET_PORT, 1, Arc::new(Mutex::new(reset)))?;
-    place("panic port", layout::PANIC_PORT, 1, Arc::new(Mutex::new(panic)))?;
-    place("sleep port", layout::SLEEP_PORT, 2, Arc::new(Mutex::new(sleep)))?;
-    Ok(ports)
+    Ok(Machine {
+        vm: Vm {
+            _kvm: kvm,
+            memory,
+            vcpus,
+            shared,
+            stats,
+        },
+        read_only,
+        read_write,
+    })
 }
 
 /// All vCPUs, the first ready at the kernel's entry, the others waiting for it to start them.
@@ -141,7 +178,9 @@ fn build_vcpus(
     kvm: &kvm::Vm,
     entry: vm_memory::GuestAddress,
 ) -> Result<Vec<kvm::Vcpu>, KvmError> {
-    let vcpus = (0..n_vcpus).map(|id| kvm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+    let vcpus = (0..n_vcpus)
+        .map(|id| kvm.create_vcpu(id))
+        .collect::<Result<Vec<_>, _>>()?;
     let topology = cpuid::Topology {
         n_vcpus,
         tsc_deadline: kvm_host.has_tsc_deadline(),
