@@ -5,4 +5,6 @@
 pub mod file;
 pub mod inherited;
 pub mod iovec;
+pub mod tap;
 pub mod uring;
+pub mod vhost;

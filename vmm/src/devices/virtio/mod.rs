@@ -13,6 +13,7 @@ pub mod block;
 pub mod chain;
 pub mod counters;
 pub mod device;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]

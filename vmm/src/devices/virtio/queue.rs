@@ -1,8 +1,11 @@
 //! One queue of an active device, seen from its worker half.
 
 use std::io;
+use std::sync::atomic::{Ordering, fence};
 
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::worker::clear_event;
@@ -38,9 +41,21 @@ pub struct DeviceQueue {
     pub queue: Queue,
     /// Readable after the driver kicked. Non-blocking.
     pub kick: EventFd,
+    /// `next_used` when the driver was last considered for an interrupt.
+    considered: u16,
 }
 
 impl DeviceQueue {
+    /// A queue that nothing was taken from.
+    pub fn new(queue: Queue, kick: EventFd) -> Self {
+        let considered = queue.next_used();
+        DeviceQueue {
+            queue,
+            kick,
+            considered,
+        }
+    }
+
     /// The next available chain.
     ///
     /// # Errors
@@ -67,12 +82,58 @@ impl DeviceQueue {
         Ok(self.queue.add_used(memory, head, length)?)
     }
 
-    /// The driver wants an interrupt for what was returned since the last call.
+    /// Returns several chains that the driver must see together, as merged network buffers.
+    ///
+    /// # Errors
+    /// The ring left guest memory, or a head is not one of this queue.
+    pub fn add_used_together(
+        &mut self,
+        memory: &GuestMemory,
+        used: &[(u16, usize)],
+    ) -> Result<(), QueueFailure> {
+        let Some((&(last_head, last_length), others)) = used.split_last() else {
+            return Ok(());
+        };
+        let mut next = self.queue.next_used();
+        for &(head, length) in others {
+            // The used ring: flags and index, 2 bytes each, then elements of 8 bytes (virtio 1.2, 2.7.8).
+            let slot = 4 + 8 * u64::from(next % self.queue.size());
+            let length = u32::try_from(length).unwrap_or(u32::MAX);
+            let address = GuestAddress(self.queue.used_ring().wrapping_add(slot));
+            memory
+                .write_obj([u32::from(head).to_le(), length.to_le()], address)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            next = next.wrapping_add(1);
+        }
+        // Only the last one moves the index that the driver looks at, over all of them.
+        self.queue.set_next_used(next);
+        self.add_used(memory, last_head, last_length)
+    }
+
+    /// The driver wants an interrupt for what was returned since the last call (virtio 1.2, 2.7.7.2). Instead of the
+    /// library's, which neither knows of [`DeviceQueue::add_used_together`] nor of `VIRTQ_AVAIL_F_NO_INTERRUPT`.
     ///
     /// # Errors
     /// The ring left guest memory.
     pub fn needs_notification(&mut self, memory: &GuestMemory) -> Result<bool, QueueFailure> {
-        Ok(self.queue.needs_notification(memory)?)
+        let new = self.queue.next_used();
+        let old = std::mem::replace(&mut self.considered, new);
+        // The index must be visible before the driver's wish is read: it writes and reads in the other order.
+        fence(Ordering::SeqCst);
+        let avail_ring = self.queue.avail_ring();
+        let load = |offset: u64| -> Result<u16, QueueFailure> {
+            let value: u16 = memory
+                .load(GuestAddress(avail_ring.wrapping_add(offset)), Ordering::Relaxed)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            Ok(u16::from_le(value))
+        };
+        if self.queue.event_idx_enabled() {
+            let used_event = load(4 + 2 * u64::from(self.queue.size()))?;
+            Ok(new.wrapping_sub(used_event).wrapping_sub(1) < new.wrapping_sub(old))
+        } else {
+            let no_interrupt = u16::try_from(VRING_AVAIL_F_NO_INTERRUPT).expect("the flag is 1");
+            Ok(new != old && load(0)? & no_interrupt == 0)
+        }
     }
 
     /// Takes a kick in, before the queue is looked at.

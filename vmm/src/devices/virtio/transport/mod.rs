@@ -343,7 +343,7 @@ impl MmioTransport {
                 action: "duplicate a kick event",
                 source,
             })?;
-            queues.push(DeviceQueue { queue, kick });
+            queues.push(DeviceQueue::new(queue, kick));
         }
         self.device.activate(Activation {
             memory: self.memory.clone(),

@@ -1,0 +1,229 @@
+//! The transport half.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::{virtio_config, virtio_net as net, virtio_ring};
+
+use super::worker::Worker;
+use super::{QUEUE_SIZES, RX_QUEUE, TX_QUEUE};
+use crate::config::NetConfig;
+use crate::devices::virtio::counters::define_counters;
+use crate::devices::virtio::device::{COMMON_FEATURES, feature, read_config_bytes};
+use crate::devices::virtio::worker::WorkerThread;
+use crate::devices::virtio::{ActivateError, Activation, Counters, DeviceQueue, VirtioDevice};
+use crate::sys::tap::Tap;
+use crate::sys::vhost::{VhostError, VhostNet, VhostQueue};
+
+define_counters!(
+    /// What a network device counts; all stay zero while the kernel moves the packets.
+    NetCounters {
+        /// Bytes to the guest, headers included.
+        rx_bytes,
+        /// Frames to the guest.
+        rx_packets,
+        /// Frames for the guest that fitted into no buffer.
+        rx_dropped,
+        /// Bytes from the guest, headers included.
+        tx_bytes,
+        /// Frames from the guest.
+        tx_packets,
+        /// Frames from the guest that the tap did not take.
+        tx_dropped,
+        /// Chains that are no frame.
+        bad_packets,
+    }
+);
+
+/// Why a network device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// The descriptor is no tap, or not one that fits.
+    #[error("Failed to set up the tap: it must be opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")]
+    Tap(#[source] io::Error),
+    /// The descriptor is not of vhost-net.
+    #[error("Failed to set up vhost-net")]
+    Vhost(#[source] VhostError),
+}
+
+/// A network device.
+#[derive(Debug)]
+pub struct Net {
+    features: u64,
+    /// `struct virtio_net_config` up to the MTU.
+    config: [u8; 12],
+    counters: Arc<NetCounters>,
+    vhost: Option<VhostNet>,
+    /// With the worker while there is one.
+    tap: Option<Tap>,
+    worker: Option<WorkerThread<Tap>>,
+    /// The kernel works on the queues now; they are kept for their events.
+    in_kernel: Option<Vec<DeviceQueue>>,
+}
+
+/// Offloads of frames to the guest, as the driver says it and as the tap is told.
+const GUEST_OFFLOADS: [(u32, libc::c_uint); 5] = [
+    (net::VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
+    (net::VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
+    (net::VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
+    (net::VIRTIO_NET_F_GUEST_ECN, libc::TUN_F_TSO_ECN),
+    (net::VIRTIO_NET_F_GUEST_UFO, libc::TUN_F_UFO),
+];
+
+/// Offloads of frames from the guest; a tap takes them all.
+const HOST_OFFLOADS: [u32; 5] = [
+    net::VIRTIO_NET_F_CSUM,
+    net::VIRTIO_NET_F_HOST_TSO4,
+    net::VIRTIO_NET_F_HOST_TSO6,
+    net::VIRTIO_NET_F_HOST_ECN,
+    net::VIRTIO_NET_F_HOST_UFO,
+];
+
+/// Features that whoever works on the queues has to know.
+const QUEUE_FEATURES: u64 = feature(virtio_config::VIRTIO_F_VERSION_1)
+    | feature(virtio_ring::VIRTIO_RING_F_INDIRECT_DESC)
+    | feature(virtio_ring::VIRTIO_RING_F_EVENT_IDX)
+    | feature(net::VIRTIO_NET_F_MRG_RXBUF);
+
+impl Net {
+    /// An inactive device on a tap opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`; with `vhost` (`/dev/vhost-net`) the
+    /// kernel moves the packets.
+    ///
+    /// # Errors
+    /// A descriptor that is not what it should be.
+    pub fn new(config: &NetConfig, tap: OwnedFd, vhost: Option<OwnedFd>) -> Result<Self, NetError> {
+        let tap = Tap::new(tap).map_err(NetError::Tap)?;
+        let vhost = vhost.map(VhostNet::new).transpose().map_err(NetError::Vhost)?;
+        Ok(Net::on_tap(config, tap, vhost))
+    }
+
+    pub(super) fn on_tap(config: &NetConfig, tap: Tap, vhost: Option<VhostNet>) -> Self {
+        let mut bytes = [0; 12];
+        bytes[..6].copy_from_slice(&config.mac);
+        // max_virtqueue_pairs; without VIRTIO_NET_F_MQ nobody reads it.
+        bytes[8..10].copy_from_slice(&1_u16.to_le_bytes());
+        bytes[10..12].copy_from_slice(&config.mtu.to_le_bytes());
+        Net {
+            features: features(&tap, vhost.as_ref()),
+            config: bytes,
+            counters: Arc::new(NetCounters::new("net")),
+            vhost,
+            tap: Some(tap),
+            worker: None,
+            in_kernel: None,
+        }
+    }
+}
+
+/// What tap and, if there is one, vhost know.
+fn features(tap: &Tap, vhost: Option<&VhostNet>) -> u64 {
+    let mut features = COMMON_FEATURES
+        | feature(net::VIRTIO_NET_F_MAC)
+        | feature(net::VIRTIO_NET_F_MTU)
+        | feature(net::VIRTIO_NET_F_MRG_RXBUF);
+    let mut offered = 0;
+    for (bit, offload) in GUEST_OFFLOADS {
+        // Each needs those before it; the kernel has lost and regained UFO over time.
+        if tap.set_offloads(offered | offload).is_ok() {
+            offered |= offload;
+            features |= feature(bit);
+        }
+    }
+    features |= HOST_OFFLOADS.into_iter().map(feature).sum::<u64>();
+    match vhost {
+        Some(vhost) => features & (vhost.features() | !QUEUE_FEATURES),
+        None => features,
+    }
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let tap = self.tap.take().ok_or(ActivateError::BackendLost)?;
+        let agreed = |(bit, _): &(u32, _)| activation.features & feature(*bit) != 0;
+        let offloads = GUEST_OFFLOADS
+            .into_iter()
+            .filter(agreed)
+            .fold(0, |all, (_, offload)| all | offload);
+        if let Err(source) = tap.set_offloads(offloads) {
+            self.tap = Some(tap);
+            return Err(ActivateError::Host {
+                action: "set the offloads of the tap",
+                source,
+            });
+        }
+        if let Some(vhost) = &self.vhost {
+            let queues: Vec<_> = [RX_QUEUE, TX_QUEUE]
+                .map(|index| &activation.queues[index])
+                .map(|queue| VhostQueue {
+                    queue: &queue.queue,
+                    kick: &queue.kick,
+                    call: activation.interrupt.event_fd(),
+                })
+                .into();
+            let started = vhost.start(
+                activation.memory.clone(),
+                activation.features & QUEUE_FEATURES,
+                &queues,
+                &tap,
+            );
+            drop(queues);
+            self.tap = Some(tap);
+            started.map_err(|e| ActivateError::Host {
+                action: "start vhost-net",
+                source: io::Error::other(e),
+            })?;
+            self.in_kernel = Some(activation.queues);
+            return Ok(());
+        }
+        let worker = Worker::new(activation, tap, Arc::clone(&self.counters));
+        let thread = WorkerThread::spawn("net", move |stop| worker.run(&stop)).map_err(|source| {
+            ActivateError::Host {
+                action: "start thread net",
+                source,
+            }
+        })?;
+        self.worker = Some(thread);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            self.tap = worker.stop();
+        }
+        if let (Some(vhost), Some(queues)) = (&self.vhost, self.in_kernel.take()) {
+            vhost.stop(queues.len());
+        }
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.counters) as Arc<dyn Counters>
+    }
+
+    fn kernel_raises_interrupts(&self) -> bool {
+        self.vhost.is_some()
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
