@@ -1,0 +1,478 @@
+//! Client of the guest init. The guest is hostile: each call has a deadline, each answer a bound.
+
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use protobuf::MessageField;
+use protocol::{guest as api, guest_ttrpc::GuestClient};
+use tokio::net::UnixStream;
+use ttrpc::{Code, r#async::transport::Socket, context};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    resource::slices::Slice,
+    timestamp::{from_unix_nanos, unix_nanos},
+};
+
+/// For calls that only look something up or change a number.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For calls that mount, execute or remove something.
+const LONG_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most process ids taken from the guest.
+const MAX_PIDS: usize = 32_768;
+/// Most events taken from one answer (guest.proto, GetEvents).
+const MAX_EVENTS: usize = 64;
+/// Longest text of the guest in an error message.
+const MAX_MESSAGE_CHARS: usize = 1000;
+/// Random bytes given to the guest.
+const ENTROPY_BYTES: usize = 64;
+
+/// Statistics of a container as the guest gives them.
+pub type ContainerStats = api::ContainerStatsResponse;
+/// Statistics of the guest.
+pub type SandboxStats = api::SandboxStatsResponse;
+
+/// Names a process: the container's init (empty `exec_id`) or an exec.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessKey {
+    /// The container.
+    pub container_id: String,
+    /// The exec; empty for the container's init.
+    pub exec_id: String,
+}
+
+impl ProcessKey {
+    /// The container's init process.
+    pub fn init(container_id: impl Into<String>) -> Self {
+        Self {
+            container_id: container_id.into(),
+            exec_id: String::new(),
+        }
+    }
+
+    /// Whether this is a container's init process.
+    pub fn is_init(&self) -> bool {
+        self.exec_id.is_empty()
+    }
+
+    fn request(&self) -> api::ProcessRequest {
+        api::ProcessRequest {
+            container_id: self.container_id.clone(),
+            exec_id: self.exec_id.clone(),
+            ..Default::default()
+        }
+    }
+}
+
+impl std::fmt::Display for ProcessKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.is_init() {
+            write!(f, "container {:?}", self.container_id)
+        } else {
+            write!(f, "exec {:?} of container {:?}", self.exec_id, self.container_id)
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessEnd {
+    /// Exit code, or 128 + signal.
+    pub exit_status: u32,
+    /// When, by the guest's clock.
+    pub exited_at: SystemTime,
+}
+
+/// The guest's identity.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// Host name.
+    pub hostname: String,
+    /// The one network interface.
+    pub interface: Option<Interface>,
+    /// Name servers.
+    pub nameservers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Resolver options.
+    pub options: Vec<String>,
+    /// Lines for /etc/hosts: address and names.
+    pub host_aliases: Vec<(String, Vec<String>)>,
+    /// Sysctls.
+    pub sysctls: std::collections::HashMap<String, String>,
+}
+
+/// The guest's network interface.
+#[derive(Debug, Clone)]
+pub struct Interface {
+    /// Found by this.
+    pub mac: [u8; 6],
+    /// CIDR form.
+    pub addresses: Vec<String>,
+    /// Default routes.
+    pub gateways: Vec<String>,
+    /// Bytes.
+    pub mtu: u32,
+}
+
+/// Something the guest reports by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestEvent {
+    /// Increases.
+    pub sequence: u64,
+    /// The container.
+    pub container_id: String,
+    /// An OOM kill; false for kinds this shim does not know.
+    pub oom: bool,
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum CallError {
+    /// The guest answered with an error.
+    Refused(Error),
+    /// No answer: the connection is gone or the deadline has passed.
+    Lost(Error),
+}
+
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(error) | CallError::Lost(error) => error,
+        }
+    }
+}
+
+/// The connection to the guest init; cheap to clone.
+#[derive(Clone)]
+pub struct Guest {
+    client: GuestClient,
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest").finish_non_exhaustive()
+    }
+}
+
+impl Guest {
+    /// Speaks the guest API over a connected stream.
+    pub fn new(stream: UnixStream) -> Self {
+        Self {
+            client: GuestClient::new(ttrpc::r#async::Client::new(Socket::from(stream))),
+        }
+    }
+
+    /// Gives the guest its identity and the scratch partition of the read-write disk. Returns the microseconds from
+    /// kernel start to init ready.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn configure(&self, identity: Identity, scratch: &Slice) -> Result<u64> {
+        let interface = |interface: Interface| api::Interface {
+            name: "eth0".into(),
+            mac: interface.mac.to_vec(),
+            addresses: interface.addresses,
+            gateways: interface.gateways,
+            mtu: interface.mtu,
+            ..Default::default()
+        };
+        let alias = |(ip, hostnames)| api::HostAlias {
+            ip,
+            hostnames,
+            ..Default::default()
+        };
+        let request = api::ConfigureSandboxRequest {
+            hostname: identity.hostname,
+            interfaces: identity.interface.map(interface).into_iter().collect(),
+            dns: MessageField::some(api::Dns {
+                nameservers: identity.nameservers,
+                searches: identity.searches,
+                options: identity.options,
+                ..Default::default()
+            }),
+            host_aliases: identity.host_aliases.into_iter().map(alias).collect(),
+            wall_clock_ns: unix_nanos(SystemTime::now()),
+            entropy: entropy()?,
+            scratch: MessageField::some(slice_message("vdb", "ext4", scratch)),
+            sysctls: identity.sysctls,
+            ..Default::default()
+        };
+        let response = call(
+            "configure the guest",
+            self.client
+                .configure_sandbox(context::with_duration(LONG_TIMEOUT), &request),
+        )
+        .await?;
+        Ok(response.ready_us)
+    }
+
+    /// Prepares a container on an image slice of the read-only disk.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn create_container(&self, id: &str, rootfs: &Slice, spec: Vec<u8>) -> Result<()> {
+        let request = api::CreateContainerRequest {
+            container_id: id.into(),
+            rootfs: MessageField::some(slice_message("vda", protocol::ROOTFS_MOUNT_TYPE, rootfs)),
+            spec,
+            ..Default::default()
+        };
+        let context = context::with_duration(LONG_TIMEOUT);
+        call(
+            "create the container in the guest",
+            self.client.create_container(context, &request),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Adds a process to a container.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn create_process(&self, key: &ProcessKey, process: Vec<u8>) -> Result<()> {
+        let request = api::CreateProcessRequest {
+            container_id: key.container_id.clone(),
+            exec_id: key.exec_id.clone(),
+            process,
+            ..Default::default()
+        };
+        let context = context::with_duration(LONG_TIMEOUT);
+        call(
+            "create the process in the guest",
+            self.client.create_process(context, &request),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Starts a prepared process.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn start_process(&self, key: &ProcessKey) -> Result<()> {
+        let context = context::with_duration(LONG_TIMEOUT);
+        call(
+            "start the process in the guest",
+            self.client.start_process(context, &key.request()),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn signal_process(&self, key: &ProcessKey, signal: u32, all: bool) -> Result<()> {
+        let request = api::SignalProcessRequest {
+            container_id: key.container_id.clone(),
+            exec_id: key.exec_id.clone(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        let context = context::with_duration(SHORT_TIMEOUT);
+        call(
+            "signal the process in the guest",
+            self.client.signal_process(context, &request),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Waits for the end of a process, without a deadline: the caller ends the wait with the VM.
+    ///
+    /// # Errors
+    /// `Refused` when the guest does not know the process, `Lost` when the connection is gone.
+    pub async fn wait_process(&self, key: &ProcessKey) -> std::result::Result<ProcessEnd, CallError> {
+        let request = key.request();
+        let waited = self.client.wait_process(context::Context::default(), &request);
+        let response = call("wait for the process in the guest", waited).await?;
+        let exited_at = match response.exited_at_ns {
+            0 => SystemTime::now(),
+            nanos => from_unix_nanos(nanos),
+        };
+        Ok(ProcessEnd {
+            exit_status: response.exit_status & 0xff,
+            exited_at,
+        })
+    }
+
+    /// Sets the size of a TTY.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn resize_terminal(&self, key: &ProcessKey, rows: u32, columns: u32) -> Result<()> {
+        let request = api::ResizeTerminalRequest {
+            container_id: key.container_id.clone(),
+            exec_id: key.exec_id.clone(),
+            rows,
+            columns,
+            ..Default::default()
+        };
+        let context = context::with_duration(SHORT_TIMEOUT);
+        call(
+            "resize the terminal in the guest",
+            self.client.resize_terminal(context, &request),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Removes an ended process, or the container with its init.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn delete_process(&self, key: &ProcessKey) -> Result<()> {
+        let context = context::with_duration(LONG_TIMEOUT);
+        call(
+            "delete the process in the guest",
+            self.client.delete_process(context, &key.request()),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// The guest's process ids of a container.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn list_processes(&self, container_id: &str) -> Result<Vec<u32>> {
+        let request = api::ContainerRequest {
+            container_id: container_id.into(),
+            ..Default::default()
+        };
+        let context = context::with_duration(SHORT_TIMEOUT);
+        let mut pids = call(
+            "list processes in the guest",
+            self.client.list_processes(context, &request),
+        )
+        .await?
+        .pids;
+        pids.truncate(MAX_PIDS);
+        Ok(pids)
+    }
+
+    /// Statistics of a container.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn container_stats(&self, container_id: &str) -> Result<ContainerStats> {
+        let request = api::ContainerRequest {
+            container_id: container_id.into(),
+            ..Default::default()
+        };
+        let context = context::with_duration(SHORT_TIMEOUT);
+        Ok(call(
+            "read container statistics",
+            self.client.container_stats(context, &request),
+        )
+        .await?)
+    }
+
+    /// Statistics of the guest.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn sandbox_stats(&self) -> Result<SandboxStats> {
+        let context = context::with_duration(SHORT_TIMEOUT);
+        Ok(call(
+            "read guest statistics",
+            self.client.sandbox_stats(context, &api::Empty::new()),
+        )
+        .await?)
+    }
+
+    /// Waits for events after `after`, without a deadline.
+    ///
+    /// # Errors
+    /// As [`Guest::wait_process`].
+    pub async fn events(&self, after: u64) -> std::result::Result<Vec<GuestEvent>, CallError> {
+        let request = api::GetEventsRequest {
+            after,
+            ..Default::default()
+        };
+        let waited = self.client.get_events(context::Context::default(), &request);
+        let response = call("wait for guest events", waited).await?;
+        let event = |event: api::Event| GuestEvent {
+            sequence: event.sequence,
+            oom: event.kind.enum_value() == Ok(api::event::Kind::OOM),
+            container_id: event.container_id,
+        };
+        Ok(response.events.into_iter().take(MAX_EVENTS).map(event).collect())
+    }
+
+    /// Asks for an orderly end; the answer may be lost with the VM, so only a refusal says something.
+    ///
+    /// # Errors
+    /// As [`Guest::wait_process`].
+    pub async fn shutdown(&self, grace: Duration) -> std::result::Result<(), CallError> {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let request = api::ShutdownRequest {
+            grace_ms,
+            ..Default::default()
+        };
+        let context = context::with_duration(grace + SHORT_TIMEOUT);
+        call("shut the guest down", self.client.shutdown(context, &request))
+            .await
+            .map(drop)
+    }
+}
+
+fn slice_message(disk: &str, fs_type: &str, slice: &Slice) -> api::Slice {
+    api::Slice {
+        disk: disk.into(),
+        partition: slice.partition,
+        offset_bytes: slice.offset_bytes,
+        length_bytes: slice.length_bytes,
+        fs_type: fs_type.into(),
+        ..Default::default()
+    }
+}
+
+fn entropy() -> Result<Vec<u8>> {
+    let path = Path::new("/dev/urandom");
+    let mut bytes = vec![0; ENTROPY_BYTES];
+    std::fs::File::open(path)
+        .and_then(|mut random| std::io::Read::read_exact(&mut random, &mut bytes))
+        .map_err(|error| Error::io(format!("read {}", path.display()), error))?;
+    Ok(bytes)
+}
+
+async fn call<T>(
+    what: &str,
+    response: impl Future<Output = ttrpc::Result<T>>,
+) -> std::result::Result<T, CallError> {
+    response.await.map_err(|error| match error {
+        ttrpc::Error::RpcStatus(status) => {
+            let text: String = status
+                .message
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(MAX_MESSAGE_CHARS)
+                .collect();
+            CallError::Refused(Error::new(kind_of(status.code()), format!("{what}: {text}")))
+        }
+        // The client says so in words only, and a caller gains nothing from telling it from a lost connection.
+        error => CallError::Lost(Error::with_source(ErrorKind::Unavailable, what, error)),
+    })
+}
+
+fn kind_of(code: Code) -> ErrorKind {
+    match code {
+        Code::INVALID_ARGUMENT => ErrorKind::InvalidArgument,
+        Code::NOT_FOUND => ErrorKind::NotFound,
+        Code::ALREADY_EXISTS => ErrorKind::AlreadyExists,
+        Code::PERMISSION_DENIED => ErrorKind::PermissionDenied,
+        Code::RESOURCE_EXHAUSTED => ErrorKind::ResourceExhausted,
+        Code::FAILED_PRECONDITION => ErrorKind::FailedPrecondition,
+        Code::DEADLINE_EXCEEDED => ErrorKind::DeadlineExceeded,
+        Code::UNIMPLEMENTED => ErrorKind::Unimplemented,
+        Code::UNAVAILABLE => ErrorKind::Unavailable,
+        _ => ErrorKind::Internal,
+    }
+}

@@ -1,0 +1,86 @@
+//! The sandbox's network device: tap and vhost-net descriptors.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::fd::OwnedFd,
+};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    sys,
+};
+
+/// Open descriptors of the network device.
+#[derive(Debug)]
+pub struct Tap {
+    /// The tap.
+    pub tap_fd: OwnedFd,
+    /// `/dev/vhost-net`, where the host has it.
+    pub vhost_fd: Option<OwnedFd>,
+}
+
+/// Opens tap `name`, and vhost-net when there is one.
+///
+/// # Errors
+/// There is no such tap, or it is in use.
+pub fn open(name: &str) -> Result<Tap> {
+    let tap = sys::open_tap(name).map_err(|error| Error::io(format!("open tap {name:?}"), error))?;
+    let vhost = OpenOptions::new().read(true).write(true).open("/dev/vhost-net");
+    Ok(Tap {
+        tap_fd: tap.into(),
+        vhost_fd: vhost.ok().map(File::into),
+    })
+}
+
+/// Parses `aa:bb:cc:dd:ee:ff`.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts
+            .next()
+            .filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()));
+        *byte = part
+            .and_then(|part| u8::from_str_radix(part, 16).ok())
+            .ok_or_else(|| bad_mac(text))?;
+    }
+    if parts.next().is_some() || mac[0] & 1 != 0 {
+        return Err(bad_mac(text));
+    }
+    Ok(mac)
+}
+
+fn bad_mac(text: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidArgument,
+        format!("network.mac is {text:?}: give a unicast address like 02:00:00:00:00:01"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses() {
+        assert_eq!(parse_mac("02:aB:00:00:00:ff").unwrap(), [2, 0xab, 0, 0, 0, 0xff]);
+        for bad in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "2:0:0:0:0:1",
+            "02:00:00:00:00:0g",
+            "+2:00:00:00:00:01",
+            "01:00:00:00:00:01",
+        ] {
+            assert_eq!(
+                parse_mac(bad).unwrap_err().kind(),
+                ErrorKind::InvalidArgument,
+                "{bad}"
+            );
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! The driver's work with containers and processes.
+
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+
+use super::{
+    container::{Container, Process},
+    driver::{Driver, Reply, complete, killed, refused},
+    spec::{ContainerSpec, ExecSpec, check_id},
+    state::{ProcessEvent, ProcessState, SandboxState},
+    status::{ProcessPhase, ProcessStatus},
+    steps,
+};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    events::TaskEvent,
+    guest::{CallError, ContainerStats, Guest, ProcessEnd, ProcessKey},
+    resource::rootfs::ImageSlice,
+    stdio::copy::{Outputs, Streams},
+    vmm::VmmClient,
+};
+
+/// Exit status of a process the guest no longer knows.
+const UNKNOWN_EXIT_STATUS: u32 = 255;
+
+impl Driver {
+    fn container_mut(&mut self, id: &str) -> Result<&mut Container> {
+        self.containers.get_mut(id).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("container {id:?}: there is none of this id"),
+            )
+        })
+    }
+
+    fn process_mut(&mut self, key: &ProcessKey) -> Result<&mut Process> {
+        self.container_mut(&key.container_id)?
+            .process_mut(&key.exec_id)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{key}: there is none of this id")))
+    }
+
+    /// The VM, when something new may begin in it.
+    fn open_vm(&self) -> Result<(Guest, VmmClient)> {
+        let vm = self.ready_vm()?;
+        if self.state() == SandboxState::Stopping {
+            return Err(Error::new(ErrorKind::Unavailable, "the sandbox is stopping"));
+        }
+        Ok((vm.guest.clone(), vm.client()))
+    }
+
+    pub(super) fn create_container(&mut self, spec: ContainerSpec, reply: Reply<u32>) {
+        let checked = check_id("id", &spec.id)
+            .and_then(|()| self.open_vm())
+            .and_then(|open| {
+                if self.containers.contains_key(&spec.id) || self.creating.contains(&spec.id) {
+                    return Err(Error::new(
+                        ErrorKind::AlreadyExists,
+                        format!("container {:?} exists", spec.id),
+                    ));
+                }
+                Ok(open)
+            });
+        let (guest, client) = match checked {
+            Ok(open) => open,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let images = self
+            .ready_vm()
+            .map(|vm| std::sync::Arc::clone(&vm.images))
+            .expect("open_vm found it");
+        self.creating.insert(spec.id.clone());
+        self.begin(async move {
+            let outcome = steps::create_container(&spec, &guest, &client, &images).await;
+            complete(move |driver| driver.container_created(spec, outcome, reply))
+        });
+    }
+
+    fn container_created(
+        &mut self,
+        spec: ContainerSpec,
+        outcome: Result<(ImageSlice, Streams)>,
+        reply: Reply<u32>,
+    ) {
+        self.creating.remove(&spec.id);
+        // The VM may have ended after the guest's answer; its end has passed this container by.
+        let outcome = outcome.and_then(|created| self.ready_vm().map(|_| created));
+        let (image, streams) = match outcome {
+            Ok(created) => created,
+            Err(error) => {
+                let error = error.context(format!("create container {:?}", spec.id));
+                return drop(reply.send(Err(error)));
+            }
+        };
+        let init = Process::new(ProcessKey::init(&spec.id), spec.stdio.clone(), streams);
+        let container = Container {
+            bundle: spec.bundle.clone(),
+            init,
+            execs: std::collections::HashMap::new(),
+            creating: std::collections::HashSet::new(),
+            image,
+        };
+        self.containers.insert(spec.id.clone(), container);
+        let pid = self.vmm_pid();
+        self.publisher.publish(TaskEvent::Create { spec, pid });
+        drop(reply.send(Ok(pid)));
+    }
+
+    pub(super) fn create_exec(&mut self, key: ProcessKey, spec: ExecSpec, reply: Reply<()>) {
+        let reserved = check_id("exec_id", &key.exec_id)
+            .and_then(|()| self.open_vm())
+            .and_then(|open| {
+                let container = self.container_mut(&key.container_id)?;
+                if container.init.state() != ProcessState::Running {
+                    let state = container.init.state().name();
+                    let text = format!("{key}: the container is {state}, not running");
+                    return Err(Error::new(ErrorKind::FailedPrecondition, text));
+                }
+                if container.execs.contains_key(&key.exec_id)
+                    || !container.creating.insert(key.exec_id.clone())
+                {
+                    return Err(Error::new(ErrorKind::AlreadyExists, format!("{key} exists")));
+                }
+                Ok(open)
+            });
+        let (guest, client) = match reserved {
+            Ok(open) => open,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        self.begin(async move {
+            let stdio = spec.stdio.clone();
+            let outcome = steps::create_exec(&key, spec, &guest, &client).await;
+            complete(move |driver: &mut Self| {
+                let vm = driver.ready_vm().map(|_| ());
+                let added = driver.container_mut(&key.container_id).and_then(|container| {
+                    container.creating.remove(&key.exec_id);
+                    let streams = outcome?;
+                    vm?;
+                    container
+                        .execs
+                        .insert(key.exec_id.clone(), Process::new(key.clone(), stdio, streams));
+                    Ok(())
+                });
+                let added = added.map_err(|error| error.context(format!("create {key}")));
+                if added.is_ok() {
+                    driver.publisher.publish(TaskEvent::ExecAdded { key });
+                }
+                drop(reply.send(added));
+            })
+        });
+    }
+
+    pub(super) fn start_process(&mut self, key: ProcessKey, reply: Reply<u32>) {
+        let begun = self.open_vm().and_then(|open| {
+            let process = self.process_mut(&key)?;
+            process
+                .apply(ProcessEvent::Start)
+                .map_err(|error| refused(format!("start {key}"), error))?;
+            Ok(open)
+        });
+        let (guest, client) = match begun {
+            Ok(open) => open,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        self.begin(async move {
+            let outcome = guest.start_process(&key).await;
+            complete(move |driver| driver.process_started(key, outcome, guest, client, reply))
+        });
+    }
+
+    fn process_started(
+        &mut self,
+        key: ProcessKey,
+        outcome: Result<()>,
+        guest: Guest,
+        client: VmmClient,
+        reply: Reply<u32>,
+    ) {
+        let pid = self.vmm_pid();
+        let Ok(process) = self.process_mut(&key) else {
+            let error = Error::new(ErrorKind::NotFound, format!("{key} was deleted while it started"));
+            return drop(reply.send(Err(error)));
+        };
+        if let Err(error) = outcome {
+            let exit_status = match error.kind() {
+                ErrorKind::NotFound => 127,
+                ErrorKind::PermissionDenied => 126,
+                ErrorKind::InvalidArgument | ErrorKind::FailedPrecondition => 128,
+                _ => killed().exit_status,
+            };
+            let end = ProcessEnd {
+                exit_status,
+                exited_at: SystemTime::now(),
+            };
+            process
+                .apply(ProcessEvent::Ended(end))
+                .expect("a starting process can end");
+            return drop(reply.send(Err(error.context(format!("start {key}")))));
+        }
+        process
+            .apply(ProcessEvent::Started)
+            .expect("nothing but this start leaves Starting");
+        let outputs = process.streams.take_outputs();
+        self.publisher.publish(TaskEvent::Start {
+            key: key.clone(),
+            pid,
+        });
+        drop(reply.send(Ok(pid)));
+        self.begin(watch_end(key, outputs, guest, client));
+    }
+
+    fn process_ended(&mut self, key: &ProcessKey, end: ProcessEnd, outputs: Outputs) {
+        let pid = self.vmm_pid();
+        // Published first: who waits for the end may delete at once.
+        self.publisher.publish(TaskEvent::Exit {
+            key: key.clone(),
+            pid,
+            end,
+        });
+        if let Ok(process) = self.process_mut(key) {
+            process.stalled = Some(outputs);
+            process
+                .apply(ProcessEvent::Ended(end))
+                .expect("a running process can end");
+        }
+    }
+
+    pub(super) fn delete_process(&mut self, key: ProcessKey, reply: Reply<(u32, ProcessEnd)>) {
+        let guest = self.ready_vm().ok().map(|vm| vm.guest.clone());
+        let begun = self.process_mut(&key).and_then(|process| {
+            let deleted = process.apply(ProcessEvent::Delete(killed()));
+            deleted.map_err(|error| refused(format!("delete {key}"), error))
+        });
+        if let Err(error) = begun {
+            return drop(reply.send(Err(error)));
+        }
+        self.begin(async move {
+            let outcome = match guest {
+                Some(guest) => guest.delete_process(&key).await,
+                None => Ok(()),
+            };
+            complete(move |driver| driver.process_deleted(&key, outcome, reply))
+        });
+    }
+
+    fn process_deleted(&mut self, key: &ProcessKey, outcome: Result<()>, reply: Reply<(u32, ProcessEnd)>) {
+        let gone = self.ready_vm().is_err();
+        let pid = self.vmm_pid();
+        let process = match self.process_mut(key) {
+            Ok(process) => process,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        match outcome {
+            Err(error) if error.kind() != ErrorKind::NotFound && !gone => {
+                process
+                    .apply(ProcessEvent::DeleteFailed)
+                    .expect("it is being deleted");
+                drop(reply.send(Err(error.context(format!("delete {key}")))));
+            }
+            _ => {
+                let end = process.state().end().expect("what is being deleted has ended");
+                if key.is_init() {
+                    self.containers.remove(&key.container_id);
+                } else if let Ok(container) = self.container_mut(&key.container_id) {
+                    container.execs.remove(&key.exec_id);
+                }
+                self.publisher.publish(TaskEvent::Delete {
+                    key: key.clone(),
+                    pid,
+                    end,
+                });
+                drop(reply.send(Ok((pid, end))));
+            }
+        }
+    }
+
+    pub(super) fn signal_process(&mut self, key: ProcessKey, signal: u32, all: bool, reply: Reply<()>) {
+        let checked = self.process_mut(&key).and_then(|process| match process.state() {
+            // What containerd's clients look for.
+            ProcessState::Ended(_) | ProcessState::Deleting(_) => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("signal {key}: process already finished"),
+            )),
+            _ => Ok(()),
+        });
+        let guest = match checked.and_then(|()| self.ready_vm().map(|vm| vm.guest.clone())) {
+            Ok(guest) => guest,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        self.begin(async move {
+            let outcome = guest.signal_process(&key, signal, all && key.is_init()).await;
+            complete(move |driver: &mut Self| {
+                let ended = driver
+                    .process_mut(&key)
+                    .is_ok_and(|process| process.state().end().is_some());
+                let outcome = match outcome {
+                    Err(error) if ended => Err(Error::with_source(
+                        ErrorKind::NotFound,
+                        format!("signal {key}: process already finished"),
+                        error,
+                    )),
+                    other => other.map_err(|error| error.context(format!("signal {key}"))),
+                };
+                drop(reply.send(outcome));
+            })
+        });
+    }
+
+    pub(super) fn resize_terminal(&mut self, key: ProcessKey, rows: u32, columns: u32, reply: Reply<()>) {
+        let checked = self.process_mut(&key).and_then(|process| {
+            if process.stdio.terminal {
+                Ok(())
+            } else {
+                Err(Error::new(
+                    ErrorKind::FailedPrecondition,
+                    format!("resize {key}: it has no terminal"),
+                ))
+            }
+        });
+        let guest = match checked.and_then(|()| self.ready_vm().map(|vm| vm.guest.clone())) {
+            Ok(guest) => guest,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        self.begin(async move {
+            let outcome = guest.resize_terminal(&key, rows, columns).await;
+            complete(move |_| drop(reply.send(outcome)))
+        });
+    }
+
+    pub(super) fn close_stdin(&mut self, key: &ProcessKey) -> Result<()> {
+        self.process_mut(key).map(|process| process.streams.close_stdin())
+    }
+
+    pub(super) fn list_processes(&mut self, container_id: String, reply: Reply<Vec<u32>>) {
+        let found = self.container_mut(&container_id).map(drop);
+        let guest = match found.and_then(|()| self.ready_vm().map(|vm| vm.guest.clone())) {
+            Ok(guest) => guest,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        self.begin(async move {
+            let pids = guest.list_processes(&container_id).await;
+            complete(move |_| drop(reply.send(pids)))
+        });
+    }
+
+    pub(super) fn container_stats(&mut self, container_id: String, reply: Reply<ContainerStats>) {
+        let found = self.container_mut(&container_id).map(drop);
+        let guest = match found.and_then(|()| self.ready_vm().map(|vm| vm.guest.clone())) {
+            Ok(guest) => guest,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        self.begin(async move {
+            let stats = guest.container_stats(&container_id).await;
+            complete(move |_| drop(reply.send(stats)))
+        });
+    }
+
+    pub(super) fn process_status(&mut self, key: &ProcessKey) -> Result<ProcessStatus> {
+        let pid = self.vmm_pid();
+        let bundle = self
+            .container_mut(&key.container_id)?
+            .bundle
+            .to_string_lossy()
+            .into_owned();
+        let process = self.process_mut(key)?;
+        let phase = match process.state() {
+            ProcessState::Created | ProcessState::Starting => ProcessPhase::Created,
+            ProcessState::Running => ProcessPhase::Running,
+            ProcessState::Ended(end) | ProcessState::Deleting(end) => ProcessPhase::Ended(end),
+        };
+        Ok(ProcessStatus {
+            bundle,
+            phase,
+            stdio: process.stdio.clone(),
+            pid,
+        })
+    }
+
+    pub(super) fn subscribe(&mut self, key: &ProcessKey) -> Result<watch::Receiver<Option<ProcessEnd>>> {
+        self.process_mut(key).map(|process| process.subscribe())
+    }
+}
+
+/// Waits for the end of a process, then for its output.
+async fn watch_end(
+    key: ProcessKey,
+    mut outputs: Outputs,
+    guest: Guest,
+    client: VmmClient,
+) -> super::driver::Action {
+    let waited = tokio::select! {
+        // First what the guest says: it may end with its last word still unread.
+        biased;
+        waited = guest.wait_process(&key) => waited,
+        _ = client.exited() => Err(CallError::Lost(Error::new(ErrorKind::Unavailable, "the VM has ended"))),
+    };
+    let mut lost = false;
+    let end = match waited {
+        Ok(end) => end,
+        Err(CallError::Refused(error)) => {
+            tracing::error!(%key, error = error.chain(), "the guest cannot wait for a process it has started");
+            ProcessEnd {
+                exit_status: UNKNOWN_EXIT_STATUS,
+                exited_at: SystemTime::now(),
+            }
+        }
+        Err(CallError::Lost(error)) => {
+            tracing::debug!(%key, error = error.chain(), "the process ends with its guest");
+            lost = true;
+            killed()
+        }
+    };
+    outputs.drain().await;
+    complete(move |driver| {
+        if lost {
+            driver.lose_guest();
+        }
+        driver.process_ended(&key, end, outputs);
+    })
+}

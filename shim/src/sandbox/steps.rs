@@ -1,0 +1,317 @@
+//! The long ways: starting a VM and creating containers and execs, step by step, with what undoes them.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Read,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::timeout};
+use vmm::config::{Extent, NetConfig, VmConfig};
+
+use super::spec::{ContainerSpec, ExecSpec, MAX_SPEC_BYTES, SandboxSpec, check_terminal};
+use crate::{
+    console,
+    error::{Error, ErrorKind, Result},
+    guest::{Guest, ProcessKey},
+    persist::{Bundle, CONSOLE_FILE, LOG_FILE, ProcessId, VMM_PID_FILE},
+    resource::{
+        cgroup, network,
+        rootfs::{ImageDisk, ImageFiles, ImageSlice},
+        slices::{SLICE_BEGIN_ALIGN_BYTES, Slice},
+    },
+    stdio::copy::Streams,
+    vmm::{Launcher, VmExit, Vmm, VmmClient, VmmSpec},
+};
+
+/// Partition of the scratch slice on the read-write disk.
+const SCRATCH_PARTITION: u32 = 1;
+/// The guest's vsock address. The device is in the VMM, so no other guest or host socket shares the number space.
+const GUEST_CID: u32 = 3;
+/// Kernel arguments of every guest: few messages, and a panic ends the VM at once.
+const BASE_KERNEL_ARGS: &str = "quiet panic=-1";
+/// MTU when the caller gives none.
+const DEFAULT_MTU: u16 = 1500;
+
+/// What a host must offer, and how long it may take.
+#[derive(Clone)]
+pub struct HostConfig {
+    /// `/dev/kvm`.
+    pub kvm_path: PathBuf,
+    /// From the VMM's start to a configured guest.
+    pub start_timeout: Duration,
+    /// Makes the VMM.
+    pub launcher: Launcher,
+}
+
+impl std::fmt::Debug for HostConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostConfig")
+            .field("kvm_path", &self.kvm_path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A VM whose guest is configured.
+#[derive(Debug)]
+pub struct RunningVm {
+    /// The VMM.
+    pub vmm: Vmm,
+    /// The guest init.
+    pub guest: Guest,
+    /// The read-only disk.
+    pub images: Arc<ImageDisk>,
+    /// Microseconds from guest kernel start to init ready.
+    pub guest_ready_us: u64,
+}
+
+impl RunningVm {
+    /// For commands to the VMM.
+    pub fn client(&self) -> VmmClient {
+        self.vmm.client()
+    }
+}
+
+/// Why a start failed.
+#[derive(Debug)]
+pub struct StartError {
+    /// For the caller.
+    pub error: Error,
+    /// The VM's own reason, if it got so far.
+    pub exit: Option<VmExit>,
+}
+
+impl From<Error> for StartError {
+    fn from(error: Error) -> Self {
+        Self { error, exit: None }
+    }
+}
+
+/// Starts the VMM and boots and configures the guest. When this returns an error, nothing is left.
+///
+/// # Errors
+/// [`StartError`], with the VM's reason and the guest's last words.
+pub async fn start(
+    spec: SandboxSpec,
+    bundle: Bundle,
+    host: HostConfig,
+    cancel: oneshot::Receiver<()>,
+) -> std::result::Result<RunningVm, StartError> {
+    let (config, fds) = prepare(&spec, &bundle, &host)?;
+    let launched = (host.launcher)(&VmmSpec {
+        vmm_path: spec.vmm_path.clone(),
+        log_path: bundle.path(LOG_FILE),
+    })?;
+    let mut vmm = Vmm::supervise(launched)?;
+    let outcome = tokio::select! {
+        outcome = timeout(host.start_timeout, boot(&mut vmm, &spec, &bundle, config, fds)) => {
+            outcome.unwrap_or_else(|_| {
+                let seconds = host.start_timeout.as_secs();
+                Err(Error::new(ErrorKind::DeadlineExceeded, format!("the guest was not ready within {seconds} s")))
+            })
+        }
+        _ = cancel => Err(Error::new(ErrorKind::Unavailable, "the sandbox was stopped while it started")),
+    };
+    match outcome {
+        Ok((guest, guest_ready_us)) => Ok(RunningVm {
+            vmm,
+            guest,
+            images: ImageDisk::new(),
+            guest_ready_us,
+        }),
+        Err(error) => {
+            vmm.kill();
+            let exit = vmm.client().exited().await;
+            bundle.remove(VMM_PID_FILE);
+            let console = console::tail(&bundle.path(CONSOLE_FILE));
+            let said = if console.is_empty() {
+                "nothing".into()
+            } else {
+                format!("\n{console}")
+            };
+            let error = error.context(format!("start the VM (VMM: {exit}; guest console: {said})"));
+            Err(StartError {
+                error,
+                exit: Some(exit),
+            })
+        }
+    }
+}
+
+/// Opens everything the VMM gets. The order of descriptors is `vmm::config::FdRole`'s.
+fn prepare(spec: &SandboxSpec, bundle: &Bundle, host: &HostConfig) -> Result<(VmConfig, Vec<OwnedFd>)> {
+    let console_path = bundle.path(CONSOLE_FILE);
+    let console = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&console_path)
+        .map_err(|error| Error::io(format!("open {}", console_path.display()), error))?;
+    let mut fds: Vec<OwnedFd> = vec![
+        open(&host.kvm_path, true)?.into(),
+        open(&spec.kernel_path, false)?.into(),
+        open(&spec.initrd_path, false)?.into(),
+        console.into(),
+    ];
+    let net = match (&spec.tap, &spec.identity.interface) {
+        (Some(name), Some(interface)) => {
+            let tap = network::open(name)?;
+            let mtu = u16::try_from(interface.mtu)
+                .ok()
+                .filter(|mtu| *mtu != 0)
+                .unwrap_or(DEFAULT_MTU);
+            let net = NetConfig {
+                mac: interface.mac,
+                mtu,
+                vhost: tap.vhost_fd.is_some(),
+            };
+            fds.push(tap.tap_fd);
+            fds.extend(tap.vhost_fd);
+            Some(net)
+        }
+        _ => None,
+    };
+    let scratch = open(&spec.scratch_path, true)?;
+    let place = scratch_slice(&spec.scratch_path, &scratch)?;
+    fds.push(scratch.into());
+    let config = VmConfig {
+        n_vcpus: spec.n_vcpus,
+        memory_mib: u64::from(spec.memory_mib),
+        kernel_args: format!("{BASE_KERNEL_ARGS} {}", spec.kernel_args)
+            .trim_end()
+            .to_owned(),
+        cid: GUEST_CID,
+        net,
+        read_only_extents: Vec::new(),
+        read_write_extents: vec![Extent {
+            disk_offset_bytes: place.offset_bytes,
+            file_offset_bytes: 0,
+            length_bytes: place.length_bytes,
+        }],
+        io_uring: true,
+    };
+    config.validate().map_err(|error| {
+        Error::with_source(ErrorKind::InvalidArgument, "check the VM's configuration", error)
+    })?;
+    Ok((config, fds))
+}
+
+fn open(path: &Path, write: bool) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(write)
+        .open(path)
+        .map_err(|error| Error::io(format!("open {}", path.display()), error))
+}
+
+fn scratch_slice(path: &Path, file: &File) -> Result<Slice> {
+    let metadata = file
+        .metadata()
+        .map_err(|error| Error::io(format!("stat {}", path.display()), error))?;
+    // The rest of a last odd block is not offered: it could not be written.
+    let length_bytes = metadata.len() / protocol::SLICE_ALIGN_BYTES * protocol::SLICE_ALIGN_BYTES;
+    Ok(Slice {
+        partition: SCRATCH_PARTITION,
+        offset_bytes: SLICE_BEGIN_ALIGN_BYTES,
+        length_bytes,
+        files: Vec::new(),
+    })
+}
+
+async fn boot(
+    vmm: &mut Vmm,
+    spec: &SandboxSpec,
+    bundle: &Bundle,
+    config: VmConfig,
+    fds: Vec<OwnedFd>,
+) -> Result<(Guest, u64)> {
+    if let Some(pid) = vmm.pid() {
+        bundle.write_process(VMM_PID_FILE, ProcessId::of(pid)?)?;
+        cgroup::expose(pid);
+        if let Some(path) = &spec.cgroup_path {
+            cgroup::enter(path, pid)?;
+        }
+    }
+    let extent = config.read_write_extents[0];
+    let scratch = Slice {
+        partition: SCRATCH_PARTITION,
+        offset_bytes: extent.disk_offset_bytes,
+        length_bytes: extent.length_bytes,
+        files: Vec::new(),
+    };
+    vmm.start(config, &fds).await?;
+    drop(fds);
+    vmm.guest_connection(protocol::READY_PORT).await?;
+    let guest = Guest::new(vmm.client().connect(protocol::GUEST_API_PORT).await?);
+    let guest_ready_us = guest.configure(spec.identity.clone(), &scratch).await?;
+    Ok((guest, guest_ready_us))
+}
+
+/// Maps the image, prepares the container in the guest, connects its streams. When this returns an error, nothing is
+/// left but the mapped image, which waits for its next user.
+///
+/// # Errors
+/// What failed.
+pub async fn create_container(
+    spec: &ContainerSpec,
+    guest: &Guest,
+    vmm: &VmmClient,
+    images: &Arc<ImageDisk>,
+) -> Result<(ImageSlice, Streams)> {
+    let (config_path, image_paths, terminal) = (
+        spec.bundle.join("config.json"),
+        spec.image_paths.clone(),
+        spec.stdio.terminal,
+    );
+    let read = tokio::task::spawn_blocking(move || {
+        let config = read_bounded(&config_path)?;
+        check_terminal("config.json", &config, false, terminal)?;
+        let files = ImageFiles::open(&image_paths)?;
+        Ok::<_, Error>((config, files))
+    });
+    let (config, files) = read
+        .await
+        .map_err(|error| Error::with_source(ErrorKind::Internal, "read the bundle", error))??;
+    let image = images.map(files, vmm).await?;
+    guest.create_container(&spec.id, image.slice(), config).await?;
+    let key = ProcessKey::init(&spec.id);
+    match Streams::connect(&key, &spec.stdio, vmm).await {
+        Ok(streams) => Ok((image, streams)),
+        Err(error) => Err(undo_create(&key, guest, error).await),
+    }
+}
+
+/// Prepares an exec in the guest and connects its streams. When this returns an error, nothing is left.
+///
+/// # Errors
+/// What failed.
+pub async fn create_exec(
+    key: &ProcessKey,
+    spec: ExecSpec,
+    guest: &Guest,
+    vmm: &VmmClient,
+) -> Result<Streams> {
+    check_terminal("spec", &spec.process, true, spec.stdio.terminal)?;
+    guest.create_process(key, spec.process).await?;
+    match Streams::connect(key, &spec.stdio, vmm).await {
+        Ok(streams) => Ok(streams),
+        Err(error) => Err(undo_create(key, guest, error).await),
+    }
+}
+
+async fn undo_create(key: &ProcessKey, guest: &Guest, error: Error) -> Error {
+    if let Err(undo) = guest.delete_process(key).await {
+        tracing::error!(%key, error = undo.chain(), "cannot remove what was just created; it stays until the sandbox ends");
+    }
+    error
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_SPEC_BYTES as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|error| Error::io(format!("read {}", path.display()), error))?;
+    Ok(bytes)
+}

@@ -1,0 +1,335 @@
+//! Generated messages to and from the shim's own types.
+
+use std::{path::PathBuf, time::SystemTime};
+
+use containerd_shim_protos::{
+    api::{CreateTaskRequest, ExecProcessRequest, Mount},
+    cgroups_v2::metrics as cgroup,
+};
+use protobuf::{
+    EnumOrUnknown, Message, MessageField,
+    well_known_types::{any::Any, timestamp::Timestamp},
+};
+use protocol::sandbox as options;
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    guest::{ContainerStats, Identity, Interface, SandboxStats},
+    resource::network::parse_mac,
+    sandbox::spec::{ContainerSpec, ExecSpec, SandboxSpec},
+    stdio::{Sink, StdioSpec},
+};
+
+/// Option of a rootfs mount that names a layer blob.
+const DEVICE_OPTION: &str = "device=";
+
+/// A time as protobuf has it.
+pub fn timestamp(time: SystemTime) -> Timestamp {
+    time.into()
+}
+
+/// stdin as it stood in the request.
+pub fn stdin_text(stdio: &StdioSpec) -> String {
+    stdio
+        .stdin
+        .as_ref()
+        .map(|path| path.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// An output as it stood in the request.
+pub fn sink_text(sink: Option<&Sink>) -> String {
+    match sink {
+        None => String::new(),
+        Some(Sink::Fifo(path)) => path.to_string_lossy().into_owned(),
+        Some(Sink::CriLog(path)) => format!("{}{}", protocol::CRI_LOG_SCHEME, path.display()),
+    }
+}
+
+fn invalid(context: String) -> Error {
+    Error::new(ErrorKind::InvalidArgument, context)
+}
+
+/// What a sandbox is to be, out of `CreateSandboxRequest.options`.
+///
+/// # Errors
+/// `InvalidArgument`, naming the field.
+pub fn sandbox_spec(packed: Option<&Any>) -> Result<SandboxSpec> {
+    let type_url = packed.map(|any| any.type_url.as_str()).unwrap_or_default();
+    // A packer may put a host name before the type's own name.
+    let type_name = type_url.rsplit('/').next().unwrap_or_default();
+    let Some(packed) = packed.filter(|_| type_name == protocol::SANDBOX_OPTIONS_TYPE_URL) else {
+        return Err(invalid(format!(
+            "options have type_url {type_url:?}: give an {}",
+            protocol::SANDBOX_OPTIONS_TYPE_URL
+        )));
+    };
+    let given = options::SandboxOptions::parse_from_bytes(&packed.value)
+        .map_err(|error| Error::with_source(ErrorKind::InvalidArgument, "parse options", error))?;
+    let network = given.network.into_option();
+    let interface = network
+        .as_ref()
+        .map(|network| {
+            Ok::<_, Error>(Interface {
+                mac: parse_mac(&network.mac)?,
+                addresses: network.addresses.clone(),
+                gateways: network.gateways.clone(),
+                mtu: network.mtu,
+            })
+        })
+        .transpose()?;
+    let dns = given.dns.into_option().unwrap_or_default();
+    Ok(SandboxSpec {
+        n_vcpus: given.n_vcpus,
+        memory_mib: given.memory_mib,
+        tap: network.map(|network| network.tap),
+        identity: Identity {
+            hostname: given.hostname,
+            interface,
+            nameservers: dns.nameservers,
+            searches: dns.searches,
+            options: dns.options,
+            host_aliases: given
+                .host_aliases
+                .into_iter()
+                .map(|alias| (alias.ip, alias.hostnames))
+                .collect(),
+            sysctls: given.sysctls,
+        },
+        scratch_path: given.scratch_path.into(),
+        kernel_path: given.kernel_path.into(),
+        initrd_path: given.initrd_path.into(),
+        vmm_path: given.vmm_path.into(),
+        cgroup_path: (!given.cgroup_path.is_empty()).then(|| given.cgroup_path.into()),
+        kernel_args: given.kernel_args,
+    })
+}
+
+/// A container to create.
+///
+/// # Errors
+/// `InvalidArgument`, naming the field.
+pub fn container_spec(request: CreateTaskRequest) -> Result<ContainerSpec> {
+    if !request.checkpoint.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Unimplemented,
+            "checkpoint: containers of this runtime cannot be restored",
+        ));
+    }
+    let stdio = StdioSpec::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?;
+    let image_paths = image_paths(&request.rootfs)?;
+    Ok(ContainerSpec {
+        id: request.id,
+        bundle: request.bundle.into(),
+        image_paths,
+        stdio,
+    })
+}
+
+fn image_paths(rootfs: &[Mount]) -> Result<Vec<PathBuf>> {
+    let [mount] = rootfs else {
+        return Err(invalid(format!(
+            "rootfs has {} mounts: give one of type \"erofs\"",
+            rootfs.len()
+        )));
+    };
+    if mount.type_ != protocol::ROOTFS_MOUNT_TYPE {
+        return Err(invalid(format!(
+            "rootfs[0].type is {:?}: give \"erofs\"",
+            mount.type_
+        )));
+    }
+    let devices = mount
+        .options
+        .iter()
+        .filter_map(|option| option.strip_prefix(DEVICE_OPTION));
+    let paths: Vec<PathBuf> = std::iter::once(mount.source.as_str())
+        .chain(devices)
+        .map(PathBuf::from)
+        .collect();
+    match paths.iter().find(|path| !path.is_absolute()) {
+        Some(path) => Err(invalid(format!(
+            "rootfs[0] names {:?}: give an absolute path",
+            path.display()
+        ))),
+        None => Ok(paths),
+    }
+}
+
+/// A process to add.
+///
+/// # Errors
+/// `InvalidArgument`, naming the field.
+pub fn exec_spec(request: ExecProcessRequest) -> Result<ExecSpec> {
+    let stdio = StdioSpec::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?;
+    let process = request
+        .spec
+        .into_option()
+        .map(|any| any.value)
+        .unwrap_or_default();
+    Ok(ExecSpec { process, stdio })
+}
+
+/// Statistics of a container as containerd's cgroup v2 metrics, packed.
+///
+/// # Errors
+/// The message cannot be written.
+pub fn container_metrics(stats: &ContainerStats) -> Result<Any> {
+    let metrics = cgroup::Metrics {
+        pids: MessageField::some(cgroup::PidsStat {
+            current: stats.pids,
+            limit: stats.pids_limit,
+            ..Default::default()
+        }),
+        cpu: MessageField::some(cgroup::CPUStat {
+            usage_usec: stats.cpu_usage_us,
+            user_usec: stats.cpu_user_us,
+            system_usec: stats.cpu_system_us,
+            nr_periods: stats.cpu_periods,
+            nr_throttled: stats.cpu_throttled_periods,
+            throttled_usec: stats.cpu_throttled_us,
+            ..Default::default()
+        }),
+        memory: MessageField::some(cgroup::MemoryStat {
+            anon: stats.memory_anon_bytes,
+            file: stats.memory_file_bytes,
+            inactive_file: stats.memory_inactive_file_bytes,
+            // containerd and kubelets take usage less inactive_file as the working set; the split of the rest follows.
+            active_file: stats
+                .memory_file_bytes
+                .saturating_sub(stats.memory_inactive_file_bytes),
+            pgfault: stats.memory_page_faults,
+            pgmajfault: stats.memory_major_page_faults,
+            usage: stats.memory_usage_bytes,
+            // The kernel's "max", as cgroup2 readers give it.
+            usage_limit: if stats.memory_limit_bytes == 0 {
+                u64::MAX
+            } else {
+                stats.memory_limit_bytes
+            },
+            ..Default::default()
+        }),
+        io: MessageField::some(cgroup::IOStat {
+            usage: vec![cgroup::IOEntry {
+                rbytes: stats.io_read_bytes,
+                wbytes: stats.io_write_bytes,
+                rios: stats.io_read_ops,
+                wios: stats.io_write_ops,
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        memory_events: MessageField::some(cgroup::MemoryEvents {
+            oom: stats.oom_kills,
+            oom_kill: stats.oom_kills,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    pack("io.containerd.cgroups.v2.Metrics", &metrics)
+}
+
+/// Statistics of the guest, packed as they came, without what this shim does not know.
+///
+/// # Errors
+/// The message cannot be written.
+pub fn sandbox_metrics(mut stats: SandboxStats) -> Result<Any> {
+    stats.mut_unknown_fields().clear();
+    pack(protocol::SANDBOX_STATS_TYPE_URL, &stats)
+}
+
+fn pack(type_url: &str, message: &impl Message) -> Result<Any> {
+    let value = message
+        .write_to_bytes()
+        .map_err(|error| Error::with_source(ErrorKind::Internal, format!("write {type_url}"), error))?;
+    Ok(Any {
+        type_url: type_url.into(),
+        value,
+        ..Default::default()
+    })
+}
+
+/// A known enum value in a message.
+pub fn known<E: protobuf::Enum>(value: E) -> EnumOrUnknown<E> {
+    EnumOrUnknown::new(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packed(options: &options::SandboxOptions) -> Any {
+        pack(protocol::SANDBOX_OPTIONS_TYPE_URL, options).unwrap()
+    }
+
+    #[test]
+    fn options_are_refused_by_name() {
+        let wrong_type = Any {
+            type_url: "x".into(),
+            ..Default::default()
+        };
+        for (any, expected) in [
+            (None, "type_url"),
+            (Some(wrong_type), "type_url \"x\""),
+            (
+                Some(packed(&options::SandboxOptions {
+                    network: MessageField::some(options::Network {
+                        mac: "zz".into(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                })),
+                "network.mac",
+            ),
+        ] {
+            let error = sandbox_spec(any.as_ref()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+            assert!(error.chain().contains(expected), "{}", error.chain());
+        }
+        let spec = sandbox_spec(Some(&packed(&options::SandboxOptions::default()))).unwrap();
+        assert!(spec.validate().unwrap_err().chain().contains("n_vcpus is 0"));
+    }
+
+    #[test]
+    fn image_paths_in_order() {
+        let mount = |type_: &str, source: &str, options: &[&str]| Mount {
+            type_: type_.into(),
+            source: source.into(),
+            options: options.iter().map(|option| (*option).into()).collect(),
+            ..Default::default()
+        };
+        let paths = image_paths(&[mount("erofs", "/meta", &["ro", "device=/one", "device=/two"])]).unwrap();
+        assert_eq!(paths, ["/meta", "/one", "/two"].map(PathBuf::from));
+        for (mounts, expected) in [
+            (vec![], "0 mounts"),
+            (vec![mount("overlay", "/meta", &[])], "\"overlay\""),
+            (vec![mount("erofs", "/meta", &["device=one"])], "\"one\""),
+        ] {
+            let error = image_paths(&mounts).unwrap_err();
+            assert!(error.chain().contains(expected), "{}", error.chain());
+        }
+    }
+
+    #[test]
+    fn every_statistic_arrives() {
+        let stats = ContainerStats {
+            cpu_usage_us: 1,
+            memory_usage_bytes: 2,
+            oom_kills: 3,
+            pids: 4,
+            io_write_ops: 5,
+            memory_file_bytes: 9,
+            memory_inactive_file_bytes: 6,
+            ..Default::default()
+        };
+        let any = container_metrics(&stats).unwrap();
+        assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
+        let metrics = cgroup::Metrics::parse_from_bytes(&any.value).unwrap();
+        assert_eq!(metrics.cpu.usage_usec, 1);
+        assert_eq!((metrics.memory.usage, metrics.memory.usage_limit), (2, u64::MAX));
+        assert_eq!((metrics.memory.inactive_file, metrics.memory.active_file), (6, 3));
+        assert_eq!(metrics.memory_events.oom_kill, 3);
+        assert_eq!(metrics.pids.current, 4);
+        assert_eq!(metrics.io.usage[0].wios, 5);
+    }
+}
