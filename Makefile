@@ -23,7 +23,8 @@ nested-binary: setup
 .PHONY: nested
 nested: nested-binary ## run CMD='...' as root where KVM works; LIMIT=seconds, ARGS=options of `nested run`
 	@$(NESTED) run $(if $(LIMIT),--time-limit $(LIMIT)) $(ARGS) -- bash -c "$$CMD"
-nested: export CMD := $(value CMD)
+# As it was typed: dollar signs are for the shell in the L1 host.
+nested: export override CMD := $(value CMD)
 
 .PHONY: nested-up
 nested-up: nested-binary ## boot the L1 host that `make nested` then uses until `make nested-down`; ARGS=options

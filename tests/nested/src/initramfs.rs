@@ -165,7 +165,7 @@ mod tests {
         .entry("ab", 0o100_644, b"hello")
         .unwrap();
         assert_eq!(out.len(), 116 + 8);
-        assert!(out.starts_with(b"070701000000010000 81a4".map(|b| b).as_slice().get(..6).unwrap()));
+        assert!(out.starts_with(b"07070100000001000081a4"));
         assert_eq!(&out[110..113], b"ab\0");
         assert_eq!(&out[116..124], b"hello\0\0\0");
     }

@@ -117,7 +117,7 @@ fn parse(arguments: &[String]) -> Result<Options> {
     while let Some(argument) = parser.next().context("read the options")? {
         match argument {
             Arg::Long("time-limit") => {
-                options.time_limit = Some(Duration::from_secs(parser.value()?.parse()?))
+                options.time_limit = Some(Duration::from_secs(parser.value()?.parse()?));
             }
             Arg::Long("fresh") => options.fresh = true,
             Arg::Long("counted-time") => {
