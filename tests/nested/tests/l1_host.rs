@@ -29,7 +29,9 @@ impl Bed {
             eprintln!("skipped: NESTED does not name the static `nested` binary; `make test` sets it");
             return None;
         };
-        let program = PathBuf::from(program).canonicalize().expect("NESTED names a program");
+        let program = PathBuf::from(program)
+            .canonicalize()
+            .expect("NESTED names a program");
         let checkout = tempfile::tempdir().unwrap();
         fs::create_dir_all(checkout.path().join("tests/nested")).unwrap();
         fs::write(checkout.path().join("tests/nested/Cargo.toml"), "").unwrap();
@@ -42,7 +44,11 @@ impl Bed {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(arguments).current_dir(self.path()).env("ECI_NESTED", "emulated").stdin(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .env("ECI_NESTED", "emulated")
+            .stdin(Stdio::null());
         command
     }
 
@@ -51,7 +57,10 @@ impl Bed {
     }
 
     fn start(&self, script: &str) -> Child {
-        self.command(&["run", "--", "sh", "-c", script]).stdout(Stdio::null()).spawn().unwrap()
+        self.command(&["run", "--", "sh", "-c", script])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 
     /// The QEMU processes of this checkout.
@@ -78,7 +87,11 @@ impl Drop for Bed {
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not within {} s", PATIENCE.as_secs());
+        assert!(
+            Instant::now() < deadline,
+            "{what}: not within {} s",
+            PATIENCE.as_secs()
+        );
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -130,12 +143,17 @@ fn streams_stay_apart(bed: &Bed) {
     let output = bed.run("echo out; echo err >&2; pwd");
     assert_eq!(text(&output.stdout), format!("out\n{}\n", bed.path().display()));
     assert_eq!(text(&output.stderr), "err\n");
-    let output = bed.command(&["run", "--env", "A=b c", "--", "sh", "-c", "echo \"$A\""]).output().unwrap();
+    let output = bed
+        .command(&["run", "--env", "A=b c", "--", "sh", "-c", "echo \"$A\""])
+        .output()
+        .unwrap();
     assert_eq!(text(&output.stdout), "b c\n");
 }
 
 fn input_and_much_output_pass_through(bed: &Bed) {
-    let input: Vec<u8> = (0..2_000_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    let input: Vec<u8> = (0..2_000_000_u32)
+        .map(|n| u8::try_from(n % 251).unwrap())
+        .collect();
     let mut child = bed
         .command(&["run", "--", "cat"])
         .stdin(Stdio::piped())
@@ -153,7 +171,8 @@ fn input_and_much_output_pass_through(bed: &Bed) {
 
 fn kvm_answers(bed: &Bed) {
     // KVM_GET_API_VERSION (linux/kvm.h) is 12 for ever.
-    let output = bed.run("/usr/bin/python3 -c 'import fcntl; print(fcntl.ioctl(open(\"/dev/kvm\"), 0xAE00))'");
+    let output =
+        bed.run("/usr/bin/python3 -c 'import fcntl; print(fcntl.ioctl(open(\"/dev/kvm\"), 0xAE00))'");
     assert_eq!(text(&output.stdout), "12\n", "{}", text(&output.stderr));
 }
 
@@ -166,14 +185,27 @@ fn files_are_fresh_on_both_sides(bed: &Bed) {
     // Replaced, as compilers do it.
     fs::write(bed.path().join("new"), "renamed").unwrap();
     fs::rename(bed.path().join("new"), &file).unwrap();
-    assert_eq!(text(&bed.run("cat changing; echo written >>inside").stdout), "renamed");
-    assert_eq!(fs::read_to_string(bed.path().join("inside")).unwrap(), "written\n");
+    assert_eq!(
+        text(&bed.run("cat changing; echo written >>inside").stdout),
+        "renamed"
+    );
+    assert_eq!(
+        fs::read_to_string(bed.path().join("inside")).unwrap(),
+        "written\n"
+    );
 }
 
 fn the_time_limit_kills(bed: &Bed) {
-    let output = bed.command(&["run", "--time-limit", "2", "--", "sleep", "1000"]).output().unwrap();
+    let output = bed
+        .command(&["run", "--time-limit", "2", "--", "sleep", "1000"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(124));
-    assert!(text(&output.stderr).contains("time limit of 2 s"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("time limit of 2 s"),
+        "{}",
+        text(&output.stderr)
+    );
     assert!(!is_running(bed, "[s]leep 1000"));
 }
 
@@ -186,9 +218,11 @@ fn background_processes_end_with_their_command(bed: &Bed) {
 }
 
 fn a_signal_or_the_death_of_the_runner_ends_the_command(bed: &Bed) {
-    for (sent, duration, code) in
-        [(Signal::SIGTERM, 1003, Some(128 + 15)), (Signal::SIGINT, 1004, Some(128 + 2)), (Signal::SIGKILL, 1005, None)]
-    {
+    for (sent, duration, code) in [
+        (Signal::SIGTERM, 1003, Some(128 + 15)),
+        (Signal::SIGINT, 1004, Some(128 + 2)),
+        (Signal::SIGKILL, 1005, None),
+    ] {
         let mut runner = bed.start(&format!("trap '' HUP; sleep {duration} & wait; sleep {duration}"));
         let name = format!("[s]leep {duration}");
         eventually("the command runs", || is_running(bed, &name));
@@ -200,13 +234,19 @@ fn a_signal_or_the_death_of_the_runner_ends_the_command(bed: &Bed) {
 }
 
 fn a_closed_output_ends_the_command(bed: &Bed) {
-    let mut runner = bed.command(&["run", "--", "yes", "for-ever"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut runner = bed
+        .command(&["run", "--", "yes", "for-ever"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     drop(runner.stdout.take());
     assert_eq!(runner.wait().unwrap().code(), Some(128 + 13));
 }
 
 fn is_running(bed: &Bed, pattern: &str) -> bool {
-    let output = bed.run(&format!("cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '{pattern}'"));
+    let output = bed.run(&format!(
+        "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '{pattern}'"
+    ));
     text(&output.stdout).trim() != "0"
 }
 
@@ -235,9 +275,15 @@ fn an_interrupted_run_leaves_nothing_behind() {
 fn a_host_that_cannot_boot_is_reported_with_its_console() {
     let Some(bed) = Bed::new() else { return };
     // Too little memory for the kernel.
-    let output = bed.command(&["run", "--memory", "80", "--", "true"]).output().unwrap();
+    let output = bed
+        .command(&["run", "--memory", "80", "--", "true"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(125));
     let said = text(&output.stderr);
-    assert!(said.contains("did not boot") && said.contains("console.log"), "{said}");
+    assert!(
+        said.contains("did not boot") && said.contains("console.log"),
+        "{said}"
+    );
     eventually("QEMU ends", || bed.qemus().is_empty());
 }
