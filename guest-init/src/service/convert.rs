@@ -1,0 +1,136 @@
+//! Messages to domain types and back.
+
+use protocol::guest::{
+    ConfigureSandboxRequest, ContainerStatsResponse, Event, GetEventsResponse, NetworkStats, SandboxStatsResponse,
+    Slice as SliceMessage, event::Kind,
+};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    boot::clock,
+    error::{Error, Result},
+    events,
+    network::Interface,
+    sandbox::Identity,
+    stats::{ContainerStats, SandboxStats},
+    storage::Slice,
+};
+
+/// Reads an OCI document; `field` is its name in messages.
+pub(super) fn json<T: DeserializeOwned>(field: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| Error::invalid(format!("{field}: {error}")))
+}
+
+/// Checks a slice; `field` is its name in messages.
+pub(super) fn slice(field: &str, message: Option<&SliceMessage>) -> Result<Option<Slice>> {
+    let parse = |slice: &SliceMessage| {
+        Slice::parse(field, &slice.disk, slice.partition, slice.offset_bytes, slice.length_bytes, &slice.fs_type)
+    };
+    message.map(parse).transpose()
+}
+
+/// Checks what the host gives the sandbox.
+pub(super) fn identity(request: ConfigureSandboxRequest) -> Result<Identity> {
+    let interfaces = request
+        .interfaces
+        .iter()
+        .enumerate()
+        .map(|(index, interface)| {
+            let (addresses, gateways) = (&interface.addresses, &interface.gateways);
+            Interface::parse(index, &interface.name, &interface.mac, addresses, gateways, interface.mtu)
+        })
+        .collect::<Result<_>>()?;
+    let scratch = slice("scratch", request.scratch.as_ref())?;
+    let dns = request.dns.into_option().unwrap_or_default();
+    Ok(Identity {
+        hostname: request.hostname,
+        interfaces,
+        nameservers: dns.nameservers,
+        searches: dns.searches,
+        dns_options: dns.options,
+        host_aliases: request.host_aliases.into_iter().map(|alias| (alias.ip, alias.hostnames)).collect(),
+        wall_clock_ns: request.wall_clock_ns,
+        entropy: request.entropy,
+        scratch,
+        sysctls: request.sysctls,
+    })
+}
+
+pub(super) fn container_stats(stats: ContainerStats) -> ContainerStatsResponse {
+    ContainerStatsResponse {
+        timestamp_ns: clock::now_ns(),
+        cpu_usage_us: stats.cpu_usage_us,
+        cpu_user_us: stats.cpu_user_us,
+        cpu_system_us: stats.cpu_system_us,
+        cpu_periods: stats.cpu_periods,
+        cpu_throttled_periods: stats.cpu_throttled_periods,
+        cpu_throttled_us: stats.cpu_throttled_us,
+        memory_usage_bytes: stats.memory_usage_bytes,
+        memory_limit_bytes: stats.memory_limit_bytes,
+        memory_anon_bytes: stats.memory_anon_bytes,
+        memory_file_bytes: stats.memory_file_bytes,
+        memory_inactive_file_bytes: stats.memory_inactive_file_bytes,
+        memory_page_faults: stats.memory_page_faults,
+        memory_major_page_faults: stats.memory_major_page_faults,
+        oom_kills: stats.oom_kills,
+        pids: stats.pids,
+        pids_limit: stats.pids_limit,
+        io_read_bytes: stats.io_read_bytes,
+        io_write_bytes: stats.io_write_bytes,
+        io_read_ops: stats.io_read_ops,
+        io_write_ops: stats.io_write_ops,
+        rootfs_used_bytes: stats.rootfs_used_bytes,
+        rootfs_used_inodes: stats.rootfs_used_inodes,
+        ..Default::default()
+    }
+}
+
+pub(super) fn sandbox_stats(stats: SandboxStats) -> SandboxStatsResponse {
+    let networks = stats
+        .networks
+        .into_iter()
+        .map(|network| {
+            let [rx_bytes, rx_packets, rx_errors, rx_dropped] = network.rx;
+            let [tx_bytes, tx_packets, tx_errors, tx_dropped] = network.tx;
+            NetworkStats {
+                name: network.name,
+                rx_bytes,
+                rx_packets,
+                rx_errors,
+                rx_dropped,
+                tx_bytes,
+                tx_packets,
+                tx_errors,
+                tx_dropped,
+                ..Default::default()
+            }
+        })
+        .collect();
+    SandboxStatsResponse {
+        timestamp_ns: clock::now_ns(),
+        cpu_usage_us: stats.cpu_usage_us,
+        memory_total_bytes: stats.memory_total_bytes,
+        memory_available_bytes: stats.memory_available_bytes,
+        networks,
+        scratch_capacity_bytes: stats.scratch_capacity_bytes,
+        scratch_used_bytes: stats.scratch_used_bytes,
+        scratch_inodes: stats.scratch_inodes,
+        scratch_used_inodes: stats.scratch_used_inodes,
+        init_resident_bytes: stats.init_resident_bytes,
+        ..Default::default()
+    }
+}
+
+pub(super) fn events(events: Vec<events::Event>) -> GetEventsResponse {
+    let events = events
+        .into_iter()
+        .map(|event| Event {
+            sequence: event.sequence,
+            timestamp_ns: event.timestamp_ns,
+            container_id: event.container_id,
+            kind: Kind::OOM.into(),
+            ..Default::default()
+        })
+        .collect();
+    GetEventsResponse { events, ..Default::default() }
+}

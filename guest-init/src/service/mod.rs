@@ -1,0 +1,184 @@
+//! The guest API: ttrpc in, domain calls out. Generated types appear here only.
+
+mod convert;
+mod status;
+mod stdio;
+
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use protocol::{
+    guest::{
+        ContainerRequest, ContainerStatsResponse, ConfigureSandboxRequest, ConfigureSandboxResponse,
+        CreateContainerRequest, CreateProcessRequest, Empty, GetEventsRequest, GetEventsResponse,
+        ListProcessesResponse, ProcessRequest, ResizeTerminalRequest, SandboxStatsResponse, ShutdownRequest,
+        SignalProcessRequest, StartProcessResponse, WaitProcessResponse,
+    },
+    guest_ttrpc::{Guest, create_guest},
+};
+use ttrpc::r#async::{Server, TtrpcContext};
+
+use self::{status::status, stdio::StdioServer};
+use crate::{
+    boot,
+    error::{Error, Result},
+    sandbox::Sandbox,
+    stats,
+};
+
+/// Serves the guest API at the ttrpc address `api` and streams on the listening socket `stdio`, until the returned
+/// server is dropped.
+///
+/// # Errors
+/// When a listener cannot be used.
+pub async fn serve(sandbox: Arc<Sandbox>, api: &str, stdio: OwnedFd) -> Result<Server> {
+    let stdio = StdioServer::start(Arc::clone(&sandbox), stdio)?;
+    let service: Arc<dyn Guest + Send + Sync> = Arc::new(Service { sandbox, stdio });
+    let failed = |error: ttrpc::Error| {
+        Error::system(format!("serve the guest API at {api}"), std::io::Error::other(error.to_string()))
+    };
+    let mut server = Server::new().bind(api).map_err(failed)?.register_service(create_guest(service));
+    server.start().await.map_err(failed)?;
+    Ok(server)
+}
+
+struct Service {
+    sandbox: Arc<Sandbox>,
+    stdio: StdioServer,
+}
+
+/// Runs `work` to its end even when the caller goes away: a request half done would leave half a container.
+async fn shielded<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> ttrpc::Result<T> {
+    let result = tokio::spawn(work).await;
+    // A task that panicked has ended the guest.
+    result.unwrap_or_else(|_| Err(Error::precondition("the guest is shutting down"))).map_err(status)
+}
+
+fn empty<T>(result: Result<T>) -> ttrpc::Result<Empty> {
+    result.map(|_| Empty::new()).map_err(status)
+}
+
+#[async_trait]
+impl Guest for Service {
+    async fn configure_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: ConfigureSandboxRequest,
+    ) -> ttrpc::Result<ConfigureSandboxResponse> {
+        let ready_us = convert::identity(request).and_then(|identity| self.sandbox.configure(identity));
+        Ok(ConfigureSandboxResponse { ready_us: ready_us.map_err(status)?, ..Default::default() })
+    }
+
+    async fn create_container(&self, _: &TtrpcContext, request: CreateContainerRequest) -> ttrpc::Result<Empty> {
+        let create = || {
+            let image = convert::slice("rootfs", request.rootfs.as_ref())?
+                .ok_or_else(|| Error::invalid("rootfs is missing: give the slice of the image"))?;
+            let spec = convert::json("spec", &request.spec)?;
+            self.sandbox.create_container(&request.container_id, image, spec)
+        };
+        empty(create())
+    }
+
+    async fn create_process(&self, _: &TtrpcContext, request: CreateProcessRequest) -> ttrpc::Result<Empty> {
+        let create = || {
+            if request.exec_id.is_empty() {
+                return Err(Error::invalid("exec_id is empty: that is the container's init"));
+            }
+            let process = convert::json("process", &request.process)?;
+            self.sandbox.container(&request.container_id)?.create_process(&request.exec_id, process)
+        };
+        empty(create())
+    }
+
+    async fn start_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<StartProcessResponse> {
+        // The host has connected the streams before, but their first lines may still be on their way.
+        self.stdio.settle().await;
+        let sandbox = Arc::clone(&self.sandbox);
+        let pid = shielded(async move { sandbox.start_process(&request.container_id, &request.exec_id).await });
+        Ok(StartProcessResponse { pid: pid.await?, ..Default::default() })
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
+        let signal = || {
+            let number = i32::try_from(request.signal)
+                .ok()
+                .filter(|number| (1..=64).contains(number))
+                .ok_or_else(|| Error::invalid(format!("signal is {}: give 1 to 64", request.signal)))?;
+            let container = self.sandbox.container(&request.container_id)?;
+            match (request.all, request.exec_id.is_empty()) {
+                (true, true) => container.signal_all(number),
+                (true, false) => Err(Error::invalid("all is set: exec_id must be empty")),
+                (false, _) => container.signal(&request.exec_id, number),
+            }
+        };
+        empty(signal())
+    }
+
+    async fn wait_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<WaitProcessResponse> {
+        let wait = async {
+            let process = self.sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+            process.wait().await
+        };
+        let ended = wait.await.map_err(status)?;
+        Ok(WaitProcessResponse {
+            exit_status: ended.exit.status,
+            exited_at_ns: ended.exit.at_ns,
+            oom_killed: ended.oom_killed,
+            ..Default::default()
+        })
+    }
+
+    async fn resize_terminal(&self, _: &TtrpcContext, request: ResizeTerminalRequest) -> ttrpc::Result<Empty> {
+        let resize = || {
+            let size = |name: &str, value: u32| {
+                u16::try_from(value).map_err(|_| Error::invalid(format!("{name} is {value}: give at most 65535")))
+            };
+            let process = self.sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+            process.resize(size("rows", request.rows)?, size("columns", request.columns)?)
+        };
+        empty(resize())
+    }
+
+    async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
+        if request.exec_id.is_empty() {
+            let sandbox = Arc::clone(&self.sandbox);
+            shielded(async move { sandbox.delete_container(&request.container_id).await }).await?;
+            return Ok(Empty::new());
+        }
+        empty(self.sandbox.container(&request.container_id).and_then(|it| it.delete_exec(&request.exec_id)))
+    }
+
+    async fn list_processes(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<ListProcessesResponse> {
+        let pids = self.sandbox.container(&request.container_id).and_then(|container| container.cgroup.processes());
+        Ok(ListProcessesResponse { pids: pids.map_err(status)?, ..Default::default() })
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ContainerStatsResponse> {
+        let container = self.sandbox.container(&request.container_id).map_err(status)?;
+        Ok(convert::container_stats(stats::container(&container).await))
+    }
+
+    async fn sandbox_stats(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<SandboxStatsResponse> {
+        stats::sandbox(&self.sandbox.scratch()).map(convert::sandbox_stats).map_err(status)
+    }
+
+    async fn get_events(&self, _: &TtrpcContext, request: GetEventsRequest) -> ttrpc::Result<GetEventsResponse> {
+        Ok(convert::events(self.sandbox.events.after(request.after).await))
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
+        let sandbox = Arc::clone(&self.sandbox);
+        shielded(async move {
+            sandbox.shut_down(Duration::from_millis(request.grace_ms)).await;
+            boot::power_off();
+            Ok(Empty::new())
+        })
+        .await
+    }
+}

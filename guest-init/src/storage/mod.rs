@@ -1,0 +1,258 @@
+//! What containers keep data on: image slices, the scratch slice, volumes. Every mount the guest init makes for itself
+//! is made here, below one directory.
+
+mod slice;
+mod volume;
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+pub use self::slice::{Disks, Slice};
+use crate::{
+    container::spec,
+    error::{Context, Error, ErrorKind, Result},
+};
+
+/// Identifies a mounted slice: disk and partition.
+type SliceKey = (String, u32);
+
+/// Slices and volumes of the sandbox.
+#[derive(Debug)]
+pub struct Storage {
+    directory: PathBuf,
+    disks: Disks,
+    scratch: Option<Slice>,
+    /// Mounted image slices and how many containers use each.
+    images: HashMap<SliceKey, (Slice, usize)>,
+    /// Volumes in memory, mounted when first used.
+    memory_volumes: Vec<String>,
+}
+
+/// A container's root file system, mounted.
+#[derive(Debug)]
+pub struct Rootfs {
+    /// Where.
+    pub path: PathBuf,
+    /// The writable layer.
+    pub upper: PathBuf,
+    container: PathBuf,
+    /// Slices in use: the image, then those of mounts.
+    slices: Vec<SliceKey>,
+}
+
+impl Storage {
+    /// Storage below `directory`, which is on a file system in memory, with slices of `disks`.
+    ///
+    /// # Errors
+    /// When the directories cannot be made.
+    pub fn prepare(directory: &Path, disks: Disks) -> Result<Self> {
+        for name in ["containers", "images", "scratch/containers", "scratch/volumes", "volumes"] {
+            let path = directory.join(name);
+            fs::create_dir_all(&path).context(|| format!("make {}", path.display()))?;
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            disks,
+            scratch: None,
+            images: HashMap::new(),
+            memory_volumes: Vec::new(),
+        })
+    }
+
+    /// Mounts the scratch slice. Without one, writable layers and volumes are in memory.
+    ///
+    /// # Errors
+    /// When it is not a slice of ext4 on a disk, or cannot be mounted.
+    pub fn mount_scratch(&mut self, slice: Slice) -> Result<()> {
+        let path = self.scratch();
+        slice.mount(&self.disks, &path)?;
+        self.scratch = Some(slice);
+        for name in ["containers", "volumes"] {
+            let path = path.join(name);
+            fs::create_dir_all(&path).context(|| format!("make {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Where the scratch slice is mounted.
+    #[must_use]
+    pub fn scratch(&self) -> PathBuf {
+        self.directory.join("scratch")
+    }
+
+    /// Mounts the root file system of container `id`: an overlay of `image` and an empty writable layer. Turns the
+    /// mounts of `spec` that the storage provides (`emptydir`, `slice`) into bind mounts. On error nothing is left.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for wrong slices and volumes, `Internal` when a mount fails.
+    pub fn create_rootfs(&mut self, id: &str, image: Slice, mounts: &mut [spec::Mount]) -> Result<Rootfs> {
+        let writable = self.scratch().join("containers").join(id);
+        let container = self.directory.join("containers").join(id);
+        let mut rootfs = Rootfs {
+            path: container.join("rootfs"),
+            upper: writable.join("upper"),
+            container,
+            slices: Vec::new(),
+        };
+        let result = self.build_rootfs(&mut rootfs, &writable, image, mounts);
+        match result {
+            Ok(()) => Ok(rootfs),
+            Err(error) => {
+                if let Err(error) = self.remove_rootfs(&rootfs) {
+                    crate::log::error(&format!("clean up after a failed create: {error}"));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn build_rootfs(
+        &mut self,
+        rootfs: &mut Rootfs,
+        writable: &Path,
+        image: Slice,
+        mounts: &mut [spec::Mount],
+    ) -> Result<()> {
+        let lower = self.acquire(image, rootfs)?;
+        let work = writable.join("work");
+        for path in [&rootfs.path, &rootfs.upper, &work] {
+            fs::create_dir_all(path).context(|| format!("make {}", path.display()))?;
+        }
+        // Lost with the guest, so syncing to the disk would be for nothing. No device nodes: the slice disks hold every
+        // container's data.
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={},volatile",
+            lower.display(),
+            rootfs.upper.display(),
+            work.display()
+        );
+        let options = std::ffi::CString::new(options).map_err(|_| Error::invalid("container_id has a NUL byte"))?;
+        mount("overlay", &rootfs.path, "overlay", MountFlags::NODEV, options.as_c_str())
+            .context(|| format!("mount the overlay {options:?} at {}", rootfs.path.display()))?;
+        for (index, mount) in mounts.iter_mut().enumerate() {
+            let source = match mount.kind.as_str() {
+                volume::KIND => self.volume(index, mount)?,
+                slice::KIND => {
+                    let (slice, below) = slice::parse_mount(index, mount)?;
+                    self.acquire(slice, rootfs)?.join(below)
+                }
+                _ => continue,
+            };
+            mount.options.retain(|option| !option.contains('='));
+            mount.source = source.to_string_lossy().into_owned();
+            "bind".clone_into(&mut mount.kind);
+        }
+        Ok(())
+    }
+
+    /// Unmounts the root file system and lets go of its slices; the writable layer is left to
+    /// [`Storage::discard`].
+    ///
+    /// # Errors
+    /// When something is still in use.
+    pub fn remove_rootfs(&mut self, rootfs: &Rootfs) -> Result<()> {
+        unmount_if_mounted(&rootfs.path)?;
+        for key in &rootfs.slices {
+            self.release(key)?;
+        }
+        match fs::remove_dir_all(&rootfs.container) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::system(format!("remove {}", rootfs.container.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves the writable layer of container `id` out of the way, so that the id can be used again at once, and gives
+    /// where it is now, to be removed at leisure.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn discard(&self, id: &str) -> Result<PathBuf> {
+        let containers = self.scratch().join("containers");
+        let old = containers.join(id);
+        // No id begins with a dot.
+        let (mut number, mut rubbish) = (0_u32, containers.join(".0"));
+        while rubbish.exists() {
+            number += 1;
+            rubbish = containers.join(format!(".{number}"));
+        }
+        fs::rename(&old, &rubbish).context(|| format!("rename {}", old.display()))?;
+        Ok(rubbish)
+    }
+
+    /// Unmounts the scratch slice, so that it is clean.
+    ///
+    /// # Errors
+    /// When it is still in use.
+    pub fn unmount_scratch(&mut self) -> Result<()> {
+        match self.scratch.take() {
+            Some(slice) => slice.unmount(&self.disks, &self.scratch()),
+            None => Ok(()),
+        }
+    }
+
+    /// Mounts `slice` for `user`, or finds it mounted.
+    fn acquire(&mut self, slice: Slice, user: &mut Rootfs) -> Result<PathBuf> {
+        let key = slice.key();
+        let path = self.directory.join("images").join(format!("{}-{}", key.0, key.1));
+        match self.images.get_mut(&key) {
+            Some((known, users)) if *known == slice => *users += 1,
+            Some(_) => {
+                return Err(Error::new(
+                    ErrorKind::FailedPrecondition,
+                    format!("partition {} of {} is in use for another part of the disk", key.1, key.0),
+                ));
+            }
+            None => {
+                fs::create_dir_all(&path).context(|| format!("make {}", path.display()))?;
+                slice.mount(&self.disks, &path)?;
+                self.images.insert(key.clone(), (slice, 1));
+            }
+        }
+        user.slices.push(key);
+        Ok(path)
+    }
+
+    fn release(&mut self, key: &SliceKey) -> Result<()> {
+        let Some((slice, users)) = self.images.get_mut(key) else { return Ok(()) };
+        *users -= 1;
+        if *users > 0 {
+            return Ok(());
+        }
+        let path = self.directory.join("images").join(format!("{}-{}", key.0, key.1));
+        let result = slice.unmount(&self.disks, &path);
+        self.images.remove(key);
+        result
+    }
+
+    /// The directory of a shared volume, made when first used.
+    fn volume(&mut self, index: usize, mount: &spec::Mount) -> Result<PathBuf> {
+        let wanted = volume::parse(index, mount)?;
+        if !wanted.in_memory {
+            let path = self.scratch().join("volumes").join(&wanted.name);
+            volume::make_directory(&path)?;
+            return Ok(path);
+        }
+        let path = self.directory.join("volumes").join(&wanted.name);
+        if !self.memory_volumes.contains(&wanted.name) {
+            fs::create_dir_all(&path).context(|| format!("make {}", path.display()))?;
+            volume::mount_memory(&path, wanted.size_bytes)?;
+            self.memory_volumes.push(wanted.name);
+        }
+        Ok(path)
+    }
+}
+
+fn unmount_if_mounted(path: &Path) -> Result<()> {
+    match unmount(path, UnmountFlags::NOFOLLOW) {
+        // Not a mount point, or not made yet.
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(Error::system(format!("unmount {}", path.display()), error)),
+    }
+}
