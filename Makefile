@@ -36,10 +36,10 @@ guest: setup guest-init target/guest/vmlinux
 
 .PHONY: guest-init
 guest-init: setup
-	cargo build -p guest-init $(STATIC)
+	cargo build -p guest-init $(subst --release,--profile guest,$(STATIC))
 	@mkdir -p target/release
-	@cmp -s target/$(TRIPLE)/release/eci-guest-init target/release/eci-guest-init || \
-		cp target/$(TRIPLE)/release/eci-guest-init target/release/eci-guest-init
+	@cmp -s target/$(TRIPLE)/guest/eci-guest-init target/release/eci-guest-init || \
+		cp target/$(TRIPLE)/guest/eci-guest-init target/release/eci-guest-init
 	@guest-init/pack-initramfs target/release/eci-guest-init target/guest/initramfs.cpio
 
 target/guest/vmlinux: kernel-config/build $(wildcard kernel-config/fragments/*) | setup

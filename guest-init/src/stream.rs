@@ -7,7 +7,6 @@ use std::{
 
 use rustix::{
     buffer::spare_capacity,
-    io::Errno,
     net::{self, Shutdown},
 };
 use tokio::io::unix::AsyncFd;
@@ -93,16 +92,12 @@ impl Stream {
         }
     }
 
-    /// The connection that is waiting already, if there is one.
+    /// Writes what fits at once.
     ///
     /// # Errors
-    /// What `accept` answers.
-    pub fn try_accept(&self) -> io::Result<Option<OwnedFd>> {
-        match net::accept_with(self.fd.get_ref(), net::SocketFlags::CLOEXEC) {
-            Ok(connection) => Ok(Some(connection)),
-            Err(Errno::AGAIN) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+    /// What `write` answers; `WouldBlock` when nothing fits.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::write(self.fd.get_ref(), bytes)?)
     }
 
     /// Bytes that can be read at once.

@@ -42,6 +42,9 @@ use crate::{
     sys::{self, clone::Child},
 };
 
+/// Answer to the first line of a connection (`protocol/protos/guest.proto`).
+const ACK: u8 = 0x06;
+
 /// A standard stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -123,10 +126,11 @@ impl Process {
         self.state.borrow().clone()
     }
 
-    /// Gives it a stream of the host's.
+    /// Gives it a stream of the host's, and tells the host so.
     ///
     /// # Errors
-    /// `FailedPrecondition` once it is started, `AlreadyExists` for a second stream of the same name.
+    /// `FailedPrecondition` once it is started, `AlreadyExists` for a second stream of the same name, `Internal` when the
+    /// host has gone.
     pub fn connect(&self, name: StreamName, connected: Connected) -> Result<()> {
         if !matches!(*self.state.borrow(), State::Created) {
             return Err(Error::precondition("the process is started already"));
@@ -135,6 +139,8 @@ impl Process {
         if streams.contains_key(&name) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("{name:?} is connected already")));
         }
+        // One byte on a new connection always fits.
+        connected.stream.try_write(&[ACK]).context(|| format!("acknowledge {name:?}"))?;
         streams.insert(name, connected);
         Ok(())
     }

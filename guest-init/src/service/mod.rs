@@ -32,8 +32,8 @@ use crate::{
 /// # Errors
 /// When a listener cannot be used.
 pub async fn serve(sandbox: Arc<Sandbox>, api: &str, stdio: OwnedFd) -> Result<Server> {
-    let stdio = StdioServer::start(Arc::clone(&sandbox), stdio)?;
-    let service: Arc<dyn Guest + Send + Sync> = Arc::new(Service { sandbox, stdio });
+    StdioServer::start(Arc::clone(&sandbox), stdio)?;
+    let service: Arc<dyn Guest + Send + Sync> = Arc::new(Service { sandbox });
     let failed = |error: ttrpc::Error| {
         Error::system(format!("serve the guest API at {api}"), std::io::Error::other(error.to_string()))
     };
@@ -44,7 +44,6 @@ pub async fn serve(sandbox: Arc<Sandbox>, api: &str, stdio: OwnedFd) -> Result<S
 
 struct Service {
     sandbox: Arc<Sandbox>,
-    stdio: StdioServer,
 }
 
 /// Runs `work` to its end even when the caller goes away: a request half done would leave half a container.
@@ -93,8 +92,6 @@ impl Guest for Service {
     }
 
     async fn start_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<StartProcessResponse> {
-        // The host has connected the streams before, but their first lines may still be on their way.
-        self.stdio.settle().await;
         let sandbox = Arc::clone(&self.sandbox);
         let pid = shielded(async move { sandbox.start_process(&request.container_id, &request.exec_id).await });
         Ok(StartProcessResponse { pid: pid.await?, ..Default::default() })

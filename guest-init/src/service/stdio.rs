@@ -4,7 +4,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use protocol::STDIO_HEADER_MAX_BYTES;
 use serde::Deserialize;
-use tokio::{sync::watch, time::timeout};
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     container::{process::StreamName, stdio::Connected},
@@ -32,19 +32,18 @@ struct Header {
 pub(super) struct StdioServer {
     sandbox: Arc<Sandbox>,
     listener: Arc<Stream>,
-    /// Connections whose first line has not come yet.
-    pending: watch::Sender<usize>,
+    /// Places for connections whose first line has not come yet.
+    places: Arc<Semaphore>,
 }
 
 impl StdioServer {
-    pub(super) fn start(sandbox: Arc<Sandbox>, listener: OwnedFd) -> Result<Self> {
+    pub(super) fn start(sandbox: Arc<Sandbox>, listener: OwnedFd) -> Result<()> {
         let listener = Arc::new(Stream::new(listener).context(|| "watch the listener of the streams")?);
-        let server = Self { sandbox, listener, pending: watch::Sender::new(0) };
-        let task = server.clone();
+        let server = Self { sandbox, listener, places: Arc::new(Semaphore::new(MAX_PENDING)) };
         tokio::spawn(async move {
             loop {
-                match task.listener.accept().await {
-                    Ok(connection) => task.receive(connection),
+                match server.listener.accept().await {
+                    Ok(connection) => server.receive(connection),
                     Err(error) => {
                         crate::log::error(&format!("accept a stream: {error}"));
                         // Out of descriptors, most likely: let others finish first.
@@ -53,25 +52,14 @@ impl StdioServer {
                 }
             }
         });
-        Ok(server)
-    }
-
-    /// Waits until the first lines of all connections made so far have come.
-    pub(super) async fn settle(&self) {
-        while let Ok(Some(connection)) = self.listener.try_accept() {
-            self.receive(connection);
-        }
-        let mut pending = self.pending.subscribe();
-        // Each of them has a deadline, so this ends.
-        let _ = pending.wait_for(|pending| *pending == 0).await;
+        Ok(())
     }
 
     fn receive(&self, connection: OwnedFd) {
-        if *self.pending.borrow() >= MAX_PENDING {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             crate::log::error("refuse a stream: too many connections without a first line");
             return;
-        }
-        self.pending.send_modify(|pending| *pending += 1);
+        };
         let server = self.clone();
         tokio::spawn(async move {
             let result = match timeout(HEADER_DEADLINE, server.connect(connection)).await {
@@ -81,7 +69,7 @@ impl StdioServer {
             if let Err(error) = result {
                 crate::log::failure("connect a stream", &error);
             }
-            server.pending.send_modify(|pending| *pending -= 1);
+            drop(place);
         });
     }
 
