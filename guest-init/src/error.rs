@@ -33,7 +33,11 @@ pub struct Error {
 impl Error {
     /// An error without a cause below it.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// [`ErrorKind::InvalidArgument`].
@@ -53,7 +57,11 @@ impl Error {
 
     /// [`ErrorKind::Internal`]: `action` (a verb with its object) failed because of `source`.
     pub fn system(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self { kind: ErrorKind::Internal, message: action.into(), source: Some(source.into()) }
+        Self {
+            kind: ErrorKind::Internal,
+            message: action.into(),
+            source: Some(source.into()),
+        }
     }
 
     /// The same error under another kind.

@@ -62,11 +62,20 @@ impl Log {
         if self.kept.len() == MAX_KEPT {
             self.kept.pop_front();
         }
-        self.kept.push_back(Event { sequence: self.last, timestamp_ns, container_id: container_id.to_owned() });
+        self.kept.push_back(Event {
+            sequence: self.last,
+            timestamp_ns,
+            container_id: container_id.to_owned(),
+        });
     }
 
     fn after(&self, sequence: u64) -> Vec<Event> {
-        self.kept.iter().filter(|event| event.sequence > sequence).take(MAX_GIVEN).cloned().collect()
+        self.kept
+            .iter()
+            .filter(|event| event.sequence > sequence)
+            .take(MAX_GIVEN)
+            .cloned()
+            .collect()
     }
 }
 
@@ -78,10 +87,14 @@ impl Events {
     pub fn start() -> Result<Arc<Self>> {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let inotify = inotify::init(flags).context(|| "start inotify")?;
-        let readable = rustix::io::fcntl_dupfd_cloexec(&inotify, 3).context(|| "duplicate the inotify descriptor")?;
+        let readable =
+            rustix::io::fcntl_dupfd_cloexec(&inotify, 3).context(|| "duplicate the inotify descriptor")?;
         let readable = sys::poll::watch(readable).context(|| "watch the inotify descriptor")?;
-        let events =
-            Arc::new(Self { log: watch::Sender::new(Log::default()), inotify, watched: Mutex::default() });
+        let events = Arc::new(Self {
+            log: watch::Sender::new(Log::default()),
+            inotify,
+            watched: Mutex::default(),
+        });
         let task = Arc::clone(&events);
         tokio::spawn(async move {
             while let Ok(mut ready) = readable.readable().await {
@@ -104,8 +117,14 @@ impl Events {
     pub fn watch(&self, container: &Arc<Container>) {
         let path = container.cgroup.file("memory.events");
         if let Ok(descriptor) = inotify::add_watch(&self.inotify, path, inotify::WatchFlags::MODIFY) {
-            let watched = Watched { container: Arc::clone(container), oom_kills: container.cgroup.oom_kills() };
-            self.watched.lock().expect("no panic while held").insert(descriptor, watched);
+            let watched = Watched {
+                container: Arc::clone(container),
+                oom_kills: container.cgroup.oom_kills(),
+            };
+            self.watched
+                .lock()
+                .expect("no panic while held")
+                .insert(descriptor, watched);
         }
     }
 
@@ -124,11 +143,14 @@ impl Events {
 
     fn changed(&self, descriptor: i32) {
         let mut watched = self.watched.lock().expect("no panic while held");
-        let Some(watched) = watched.get_mut(&descriptor) else { return };
+        let Some(watched) = watched.get_mut(&descriptor) else {
+            return;
+        };
         let oom_kills = watched.container.cgroup.oom_kills();
         if oom_kills > watched.oom_kills {
             watched.oom_kills = oom_kills;
-            self.log.send_modify(|log| log.push(&watched.container.id, clock::now_ns()));
+            self.log
+                .send_modify(|log| log.push(&watched.container.id, clock::now_ns()));
         }
     }
 
@@ -156,7 +178,13 @@ mod tests {
         assert_eq!((log.kept.len(), log.last), (MAX_KEPT, 300));
         let first = log.after(0);
         assert_eq!((first.len(), first[0].sequence), (MAX_GIVEN, 45));
-        assert_eq!(log.after(298).iter().map(|event| event.sequence).collect::<Vec<_>>(), [299, 300]);
+        assert_eq!(
+            log.after(298)
+                .iter()
+                .map(|event| event.sequence)
+                .collect::<Vec<_>>(),
+            [299, 300]
+        );
         assert!(log.after(300).is_empty());
     }
 }

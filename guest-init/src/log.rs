@@ -40,7 +40,10 @@ fn write(level: u8, message: &str) {
     }
     let line = format!("<{level}>eci-guest-init: {}", &message[..end].replace('\n', " "));
     // Outside a guest, and when the log cannot be opened, there is nobody else to tell.
-    let written = OpenOptions::new().write(true).open("/dev/kmsg").and_then(|mut log| log.write_all(line.as_bytes()));
+    let written = OpenOptions::new()
+        .write(true)
+        .open("/dev/kmsg")
+        .and_then(|mut log| log.write_all(line.as_bytes()));
     if written.is_err() {
         let _ = writeln!(std::io::stderr(), "{line}");
     }

@@ -30,7 +30,8 @@ fn main() {
 
 fn run() -> Result<()> {
     boot::mounts::enter_root()?;
-    let options = Options::parse(&fs::read_to_string("/proc/cmdline").context(|| "read the kernel's command line")?);
+    let options =
+        Options::parse(&fs::read_to_string("/proc/cmdline").context(|| "read the kernel's command line")?);
     if options.mode == Mode::Bench {
         boot::print("eci: init ready");
         return Ok(());

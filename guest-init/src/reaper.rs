@@ -43,7 +43,10 @@ impl Reaper {
     /// When the signal descriptor cannot be made.
     pub fn start() -> io::Result<Self> {
         let signals = Stream::new(sys::signal::child_signal_fd()?)?;
-        let reaper = Self { watched: Arc::default(), reaped: watch::Sender::new(()) };
+        let reaper = Self {
+            watched: Arc::default(),
+            reaped: watch::Sender::new(()),
+        };
         let task = reaper.clone();
         tokio::spawn(async move {
             loop {
@@ -61,7 +64,10 @@ impl Reaper {
     #[must_use]
     pub fn watch(&self, pid: i32) -> oneshot::Receiver<Exit> {
         let (sender, receiver) = oneshot::channel();
-        self.watched.lock().expect("no panic while held").insert(pid, sender);
+        self.watched
+            .lock()
+            .expect("no panic while held")
+            .insert(pid, sender);
         receiver
     }
 
@@ -83,11 +89,18 @@ impl Reaper {
     }
 
     fn ended(&self, pid: Pid, status: WaitStatus) {
-        let sender = self.watched.lock().expect("no panic while held").remove(&pid.as_raw_nonzero().get());
+        let sender = self
+            .watched
+            .lock()
+            .expect("no panic while held")
+            .remove(&pid.as_raw_nonzero().get());
         self.reaped.send_replace(());
         if let Some(sender) = sender {
             // Nobody waits any more: fine.
-            let _ = sender.send(Exit { status: exit_status(status), at_ns: clock::now_ns() });
+            let _ = sender.send(Exit {
+                status: exit_status(status),
+                at_ns: clock::now_ns(),
+            });
         }
     }
 }

@@ -39,7 +39,11 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { directory: "/run/eci".into(), cgroup_root: "/sys/fs/cgroup".into(), disks: Disks::default() }
+        Self {
+            directory: "/run/eci".into(),
+            cgroup_root: "/sys/fs/cgroup".into(),
+            disks: Disks::default(),
+        }
     }
 }
 
@@ -114,14 +118,18 @@ impl Sandbox {
     pub fn configure(&self, identity: Identity) -> Result<u64> {
         let mut is_configured = self.is_configured.lock().expect("no panic while held");
         if *is_configured {
-            return Err(Error::new(ErrorKind::AlreadyExists, "the sandbox is configured already"));
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                "the sandbox is configured already",
+            ));
         }
         // First what makes this guest unlike others born from the same template.
         if !identity.entropy.is_empty() {
             boot::entropy::add(&identity.entropy).context(|| "add entropy")?;
         }
         if identity.wall_clock_ns != 0 {
-            boot::clock::set(identity.wall_clock_ns).context(|| format!("set the clock to {}", identity.wall_clock_ns))?;
+            boot::clock::set(identity.wall_clock_ns)
+                .context(|| format!("set the clock to {}", identity.wall_clock_ns))?;
         }
         if !identity.hostname.is_empty() {
             rustix::system::sethostname(identity.hostname.as_bytes())
@@ -135,7 +143,10 @@ impl Sandbox {
         network::configure(&identity.interfaces)?;
         self.write_etc(&identity)?;
         if let Some(scratch) = identity.scratch {
-            self.storage.lock().expect("no panic while held").mount_scratch(scratch)?;
+            self.storage
+                .lock()
+                .expect("no panic while held")
+                .mount_scratch(scratch)?;
         }
         *is_configured = true;
         Ok(self.ready_us)
@@ -164,7 +175,10 @@ impl Sandbox {
         }
         let mut containers = self.containers.lock().expect("no panic while held");
         if containers.contains_key(id) {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("container {id:?} exists")));
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("container {id:?} exists"),
+            ));
         }
         if containers.len() >= MAX_CONTAINERS {
             return Err(Error::new(
@@ -205,7 +219,10 @@ impl Sandbox {
     /// `NotFound`.
     pub fn container(&self, id: &str) -> Result<Arc<Container>> {
         let containers = self.containers.lock().expect("no panic while held");
-        containers.get(id).cloned().ok_or_else(|| Error::not_found(format!("there is no container {id:?}")))
+        containers
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::not_found(format!("there is no container {id:?}")))
     }
 
     /// Starts a process of a container. Must not be cancelled.
@@ -240,7 +257,11 @@ impl Sandbox {
         while !container.cgroup.processes()?.is_empty() {
             if timeout_at(deadline, reaped.changed()).await.is_err() {
                 return Err(Error::system(
-                    format!("end the processes {:?} of container {:?}", container.cgroup.processes()?, container.id),
+                    format!(
+                        "end the processes {:?} of container {:?}",
+                        container.cgroup.processes()?,
+                        container.id
+                    ),
                     std::io::Error::from_raw_os_error(libc::EBUSY),
                 ));
             }
@@ -250,7 +271,13 @@ impl Sandbox {
 
     /// Ends all containers: `SIGTERM`, after `grace` `SIGKILL`; then unmounts the scratch slice.
     pub async fn shut_down(&self, grace: Duration) {
-        let containers: Vec<_> = self.containers.lock().expect("no panic while held").values().cloned().collect();
+        let containers: Vec<_> = self
+            .containers
+            .lock()
+            .expect("no panic while held")
+            .values()
+            .cloned()
+            .collect();
         let deadline = Instant::now() + grace;
         for container in &containers {
             // Not started, or ended already: nothing to tell.
@@ -302,13 +329,22 @@ fn discard(storage: &Storage, id: &str) {
 /// Ids become names of directories and cgroups.
 fn is_id(id: &str) -> bool {
     id.len() <= 128
-        && id.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+        && id
+            .bytes()
+            .next()
+            .is_some_and(|first| first.is_ascii_alphanumeric())
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
 }
 
 fn hosts(identity: &Identity) -> String {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-    let address = identity.interfaces.iter().flat_map(|interface| &interface.addresses).next();
+    let address = identity
+        .interfaces
+        .iter()
+        .flat_map(|interface| &interface.addresses)
+        .next();
     if let (Some((address, _)), false) = (address, identity.hostname.is_empty()) {
         let _ = writeln!(text, "{address}\t{}", identity.hostname);
     }

@@ -97,7 +97,9 @@ async fn tree_size(path: &Path) -> (u64, u64) {
     let mut directories = vec![path.to_owned()];
     while let Some(directory) = directories.pop() {
         // Files come and go meanwhile.
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        let Ok(entries) = fs::read_dir(&directory) else {
+            continue;
+        };
         for entry in entries.flatten() {
             if inodes >= MAX_ENTRIES {
                 return (bytes, inodes as u64);
@@ -107,7 +109,8 @@ async fn tree_size(path: &Path) -> (u64, u64) {
                 tokio::task::yield_now().await;
             }
             let Ok(metadata) = entry.metadata() else { continue };
-            bytes = bytes.saturating_add(std::os::unix::fs::MetadataExt::blocks(&metadata).saturating_mul(512));
+            bytes =
+                bytes.saturating_add(std::os::unix::fs::MetadataExt::blocks(&metadata).saturating_mul(512));
             if metadata.is_dir() {
                 directories.push(entry.path());
             }
@@ -149,15 +152,21 @@ pub fn sandbox(scratch: &Path) -> Result<SandboxStats> {
     let memory = read("/proc/meminfo")?;
     let disk = statvfs(scratch).context(|| format!("get the size of {}", scratch.display()))?;
     let page_bytes = rustix::param::page_size() as u64;
-    let resident_pages: u64 =
-        read("/proc/self/statm")?.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    let resident_pages: u64 = read("/proc/self/statm")?
+        .split_ascii_whitespace()
+        .nth(1)
+        .and_then(|pages| pages.parse().ok())
+        .unwrap_or(0);
     Ok(SandboxStats {
         cpu_usage_us: cpu_usage(&read("/proc/stat")?),
         memory_total_bytes: memory_value(&memory, "MemTotal"),
         memory_available_bytes: memory_value(&memory, "MemAvailable"),
         networks: networks(&read("/proc/net/dev")?),
         scratch_capacity_bytes: disk.f_blocks.saturating_mul(disk.f_frsize),
-        scratch_used_bytes: disk.f_blocks.saturating_sub(disk.f_bfree).saturating_mul(disk.f_frsize),
+        scratch_used_bytes: disk
+            .f_blocks
+            .saturating_sub(disk.f_bfree)
+            .saturating_mul(disk.f_frsize),
         scratch_inodes: disk.f_files,
         scratch_used_inodes: disk.f_files.saturating_sub(disk.f_ffree),
         init_resident_bytes: resident_pages * page_bytes,
@@ -167,7 +176,12 @@ pub fn sandbox(scratch: &Path) -> Result<SandboxStats> {
 /// Bytes of a line `MemTotal:  1024 kB`.
 fn memory_value(text: &str, key: &str) -> u64 {
     let kib = text.lines().find_map(|line| {
-        line.strip_prefix(key)?.strip_prefix(':')?.split_ascii_whitespace().next()?.parse::<u64>().ok()
+        line.strip_prefix(key)?
+            .strip_prefix(':')?
+            .split_ascii_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()
     });
     kib.unwrap_or(0).saturating_mul(1024)
 }
@@ -176,7 +190,9 @@ fn memory_value(text: &str, key: &str) -> u64 {
 /// second (proc(5)).
 fn cpu_usage(text: &str) -> u64 {
     const TICK: Duration = Duration::from_millis(10);
-    let Some(line) = text.lines().next().and_then(|line| line.strip_prefix("cpu ")) else { return 0 };
+    let Some(line) = text.lines().next().and_then(|line| line.strip_prefix("cpu ")) else {
+        return 0;
+    };
     let ticks: u64 = line
         .split_ascii_whitespace()
         .take(7)
@@ -192,11 +208,27 @@ fn networks(text: &str) -> Vec<Network> {
     text.lines()
         .filter_map(|line| {
             let (name, counters) = line.split_once(':')?;
-            let mut counters = counters.split_ascii_whitespace().map(|counter| counter.parse().unwrap_or(0));
-            let rx = [counters.next()?, counters.next()?, counters.next()?, counters.next()?];
+            let mut counters = counters
+                .split_ascii_whitespace()
+                .map(|counter| counter.parse().unwrap_or(0));
+            let rx = [
+                counters.next()?,
+                counters.next()?,
+                counters.next()?,
+                counters.next()?,
+            ];
             // fifo, frame, compressed, multicast
-            let tx = [counters.nth(4)?, counters.next()?, counters.next()?, counters.next()?];
-            Some(Network { name: name.trim().to_owned(), rx, tx })
+            let tx = [
+                counters.nth(4)?,
+                counters.next()?,
+                counters.next()?,
+                counters.next()?,
+            ];
+            Some(Network {
+                name: name.trim().to_owned(),
+                rx,
+                tx,
+            })
         })
         .filter(|network| network.name != "lo")
         .collect()
@@ -210,10 +242,23 @@ mod tests {
     fn the_kernels_tables_are_read() {
         let text = "Inter-|   Receive  |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|bytes\n\
             \x20   lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 100 2 3 4 0 0 0 0 500 6 7 8 0 0 0 0\n";
-        assert_eq!(networks(text), [Network { name: "eth0".into(), rx: [100, 2, 3, 4], tx: [500, 6, 7, 8] }]);
+        assert_eq!(
+            networks(text),
+            [Network {
+                name: "eth0".into(),
+                rx: [100, 2, 3, 4],
+                tx: [500, 6, 7, 8]
+            }]
+        );
         assert_eq!(cpu_usage("cpu  1 2 3 100 50 4 5 0 0 0\ncpu0 1\n"), 15 * 10_000);
-        assert_eq!(memory_value("MemTotal:       2 kB\nMemFree: 1 kB\n", "MemTotal"), 2048);
-        assert_eq!(io_total("254:0 rbytes=10 wbytes=1\n254:16 rbytes=5 dbytes=0\n", "rbytes"), 15);
+        assert_eq!(
+            memory_value("MemTotal:       2 kB\nMemFree: 1 kB\n", "MemTotal"),
+            2048
+        );
+        assert_eq!(
+            io_total("254:0 rbytes=10 wbytes=1\n254:16 rbytes=5 dbytes=0\n", "rbytes"),
+            15
+        );
     }
 
     #[tokio::test]

@@ -26,7 +26,9 @@ impl Stream {
     /// When the descriptor cannot be polled.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd: sys::poll::watch(fd)? })
+        Ok(Self {
+            fd: sys::poll::watch(fd)?,
+        })
     }
 
     /// Reads at most `max_bytes`, at least one byte; nothing is the end. A terminal whose last user has gone is at its end

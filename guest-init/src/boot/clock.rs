@@ -8,7 +8,9 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 
 fn nanoseconds(time: Timespec) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(NS_PER_SECOND).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
+    seconds
+        .saturating_mul(NS_PER_SECOND)
+        .saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Wall clock, nanoseconds since the Unix epoch.

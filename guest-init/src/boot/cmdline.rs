@@ -37,7 +37,13 @@ mod tests {
 
     #[test]
     fn only_whole_words_count() {
-        assert_eq!(Options::parse("console=ttyS0 eci.mode=bench quiet\n").mode, Mode::Bench);
-        assert_eq!(Options::parse("x.eci.mode=bench eci.mode=benchmark").mode, Mode::Serve);
+        assert_eq!(
+            Options::parse("console=ttyS0 eci.mode=bench quiet\n").mode,
+            Mode::Bench
+        );
+        assert_eq!(
+            Options::parse("x.eci.mode=bench eci.mode=benchmark").mode,
+            Mode::Serve
+        );
     }
 }

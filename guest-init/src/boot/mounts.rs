@@ -14,12 +14,19 @@ const NEW_ROOT: &str = "/root";
 
 /// Target below the root, type, flags, options.
 const MOUNTS: &[(&str, &str, MountFlags, &CStr)] = {
-    const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+    const PLAIN: MountFlags = MountFlags::NOSUID
+        .union(MountFlags::NODEV)
+        .union(MountFlags::NOEXEC);
     const DEVICES: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
     &[
         ("proc", "proc", PLAIN, c""),
         ("sys", "sysfs", PLAIN, c""),
-        ("sys/fs/cgroup", "cgroup2", PLAIN, c"nsdelegate,memory_recursiveprot"),
+        (
+            "sys/fs/cgroup",
+            "cgroup2",
+            PLAIN,
+            c"nsdelegate,memory_recursiveprot",
+        ),
         ("dev", "devtmpfs", DEVICES, c"mode=0755"),
         ("dev/pts", "devpts", DEVICES, c"mode=0620,ptmxmode=0666,gid=5"),
         ("dev/shm", "tmpfs", PLAIN, c"mode=1777,size=64m"),

@@ -32,7 +32,9 @@ fn parse_set(field: &str, names: &[String]) -> Result<CapabilitySet> {
         let upper = name.to_ascii_uppercase();
         let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
         set |= CapabilitySet::from_name(short).ok_or_else(|| {
-            Error::invalid(format!("process.capabilities.{field}: {name:?} is not a capability, such as CAP_CHOWN"))
+            Error::invalid(format!(
+                "process.capabilities.{field}: {name:?} is not a capability, such as CAP_CHOWN"
+            ))
         })?;
     }
     Ok(set)
@@ -61,7 +63,11 @@ mod tests {
     #[test]
     fn names_become_the_kernels_numbers() {
         let spec = spec::Capabilities {
-            bounding: vec!["CAP_CHOWN".into(), "cap_checkpoint_restore".into(), "SYS_ADMIN".into()],
+            bounding: vec![
+                "CAP_CHOWN".into(),
+                "cap_checkpoint_restore".into(),
+                "SYS_ADMIN".into(),
+            ],
             ..Default::default()
         };
         let sets = parse(&spec).unwrap();
@@ -75,7 +81,15 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_refused_by_field() {
-        let spec = spec::Capabilities { ambient: vec!["CAP_FLY".into()], ..Default::default() };
-        assert!(parse(&spec).unwrap_err().to_string().contains("process.capabilities.ambient: \"CAP_FLY\""));
+        let spec = spec::Capabilities {
+            ambient: vec!["CAP_FLY".into()],
+            ..Default::default()
+        };
+        assert!(
+            parse(&spec)
+                .unwrap_err()
+                .to_string()
+                .contains("process.capabilities.ambient: \"CAP_FLY\"")
+        );
     }
 }

@@ -56,7 +56,10 @@ impl Hierarchy {
             let written = fs::write(cgroup.path.join(&file), &value);
             if let Err(error) = written {
                 let _ = cgroup.remove();
-                return Err(Error::system(format!("write {value:?} to the cgroup's {file}"), error));
+                return Err(Error::system(
+                    format!("write {value:?} to the cgroup's {file}"),
+                    error,
+                ));
             }
         }
         Ok(cgroup)
@@ -125,7 +128,8 @@ impl Cgroup {
     /// How often the kernel killed a process of the group for memory; 0 without the memory controller.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
-        self.read("memory.events").map_or(0, |text| value_of(&text, "oom_kill"))
+        self.read("memory.events")
+            .map_or(0, |text| value_of(&text, "oom_kill"))
     }
 
     /// Removes the group, with groups its processes made below it.
@@ -159,7 +163,13 @@ pub fn value_of(text: &str, key: &str) -> u64 {
 fn files(resources: &Resources) -> Result<Vec<(String, String)>> {
     let mut files = Vec::new();
     let mut add = |file: &str, value: String| files.push((file.to_owned(), value));
-    let limit = |bytes: i64| if bytes < 0 { "max".to_owned() } else { bytes.to_string() };
+    let limit = |bytes: i64| {
+        if bytes < 0 {
+            "max".to_owned()
+        } else {
+            bytes.to_string()
+        }
+    };
     if let Some(memory) = &resources.memory {
         if let Some(bytes) = memory.limit.filter(|bytes| *bytes != 0) {
             add("memory.max", limit(bytes));
@@ -186,7 +196,10 @@ fn files(resources: &Resources) -> Result<Vec<(String, String)>> {
         }
         if cpu.quota.is_some() || cpu.period.is_some() {
             let period = cpu.period.filter(|period| *period != 0).unwrap_or(100_000);
-            let quota = cpu.quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
+            let quota = cpu
+                .quota
+                .filter(|quota| *quota > 0)
+                .map_or("max".to_owned(), |quota| quota.to_string());
             add("cpu.max", format!("{quota} {period}"));
         }
         for (file, list) in [("cpuset.cpus", &cpu.cpus), ("cpuset.mems", &cpu.mems)] {
@@ -196,7 +209,14 @@ fn files(resources: &Resources) -> Result<Vec<(String, String)>> {
         }
     }
     if let Some(pids) = &resources.pids {
-        add("pids.max", if pids.limit > 0 { pids.limit.to_string() } else { "max".into() });
+        add(
+            "pids.max",
+            if pids.limit > 0 {
+                pids.limit.to_string()
+            } else {
+                "max".into()
+            },
+        );
     }
     if let Some(io) = &resources.block_io {
         for (key, throttles) in [
@@ -233,7 +253,10 @@ mod tests {
     fn check(json: &str, expected: &[(&str, &str)]) {
         let resources = serde_json::from_str(json).unwrap();
         let files = files(&resources).unwrap();
-        let files: Vec<_> = files.iter().map(|(file, value)| (file.as_str(), value.as_str())).collect();
+        let files: Vec<_> = files
+            .iter()
+            .map(|(file, value)| (file.as_str(), value.as_str()))
+            .collect();
         assert_eq!(files, expected);
     }
 
@@ -241,14 +264,29 @@ mod tests {
     fn limits_become_files() {
         check(
             r#"{"memory":{"limit":1000,"swap":1500,"reservation":10},"pids":{"limit":7}}"#,
-            &[("memory.max", "1000"), ("memory.low", "10"), ("memory.swap.max", "500"), ("pids.max", "7")],
+            &[
+                ("memory.max", "1000"),
+                ("memory.low", "10"),
+                ("memory.swap.max", "500"),
+                ("pids.max", "7"),
+            ],
         );
         check(
             r#"{"cpu":{"shares":1024,"quota":50000,"period":100000,"cpus":"0-1"}}"#,
-            &[("cpu.weight", "39"), ("cpu.max", "50000 100000"), ("cpuset.cpus", "0-1")],
+            &[
+                ("cpu.weight", "39"),
+                ("cpu.max", "50000 100000"),
+                ("cpuset.cpus", "0-1"),
+            ],
         );
-        check(r#"{"cpu":{"quota":-1},"memory":{"limit":-1}}"#, &[("memory.max", "max"), ("cpu.max", "max 100000")]);
-        check(r#"{"unified":{"memory.oom.group":"1"}}"#, &[("memory.oom.group", "1")]);
+        check(
+            r#"{"cpu":{"quota":-1},"memory":{"limit":-1}}"#,
+            &[("memory.max", "max"), ("cpu.max", "max 100000")],
+        );
+        check(
+            r#"{"unified":{"memory.oom.group":"1"}}"#,
+            &[("memory.oom.group", "1")],
+        );
         check(
             r#"{"blockIO":{"throttleReadBpsDevice":[{"major":254,"minor":16,"rate":5}]}}"#,
             &[("io.max", "254:16 rbps=5")],
@@ -257,13 +295,19 @@ mod tests {
 
     #[test]
     fn shares_cover_the_range_of_weights() {
-        assert_eq!((weight(0), weight(2), weight(262_144), weight(u64::MAX)), (1, 1, 10_000, 10_000));
+        assert_eq!(
+            (weight(0), weight(2), weight(262_144), weight(u64::MAX)),
+            (1, 1, 10_000, 10_000)
+        );
     }
 
     #[test]
     fn files_outside_the_controllers_are_refused() {
         for file in ["../x.y", "cgroup.procs", "nonsense"] {
-            let resources = Resources { unified: [(file.into(), "1".into())].into(), ..Default::default() };
+            let resources = Resources {
+                unified: [(file.into(), "1".into())].into(),
+                ..Default::default()
+            };
             assert!(files(&resources).unwrap_err().to_string().contains(file));
         }
     }
@@ -271,6 +315,13 @@ mod tests {
     #[test]
     fn values_are_found_by_whole_key() {
         let text = "low 0\noom 3\noom_kill 2\noom_group_kill 1\n";
-        assert_eq!((value_of(text, "oom_kill"), value_of(text, "oom"), value_of(text, "none")), (2, 3, 0));
+        assert_eq!(
+            (
+                value_of(text, "oom_kill"),
+                value_of(text, "oom"),
+                value_of(text, "none")
+            ),
+            (2, 3, 0)
+        );
     }
 }

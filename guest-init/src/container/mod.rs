@@ -63,7 +63,13 @@ impl Container {
     ///
     /// # Errors
     /// `InvalidArgument` names the field; root file system and cgroup are given back.
-    pub fn new(id: &str, spec: spec::Spec, rootfs: Rootfs, cgroup: Cgroup, etc: &Path) -> std::result::Result<Self, Box<(Error, Rootfs, Cgroup)>> {
+    pub fn new(
+        id: &str,
+        spec: spec::Spec,
+        rootfs: Rootfs,
+        cgroup: Cgroup,
+        etc: &Path,
+    ) -> std::result::Result<Self, Box<(Error, Rootfs, Cgroup)>> {
         let places = Places {
             rootfs: rootfs.path.clone(),
             etc: etc.to_owned(),
@@ -71,8 +77,10 @@ impl Container {
         };
         let prepared = (|| {
             make_devices(&spec, &places.devices)?;
-            let process =
-                spec.process.clone().ok_or_else(|| Error::invalid("process is missing from the specification"))?;
+            let process = spec
+                .process
+                .clone()
+                .ok_or_else(|| Error::invalid("process is missing from the specification"))?;
             let identity = identity(&places.rootfs, &process.user)?;
             plan::init(&spec, &identity, &places, Stdio::Terminal)?;
             Ok(Process::new(process, identity))
@@ -108,7 +116,10 @@ impl Container {
         if processes.len() >= MAX_PROCESSES {
             return Err(Error::new(
                 ErrorKind::ResourceExhausted,
-                format!("container {:?} has {MAX_PROCESSES} processes: delete ended ones", self.id),
+                format!(
+                    "container {:?} has {MAX_PROCESSES} processes: delete ended ones",
+                    self.id
+                ),
             ));
         }
         processes.insert(exec_id.to_owned(), Arc::new(Process::new(process, identity)));
@@ -139,7 +150,11 @@ impl Container {
         let process = self.process(exec_id)?;
         let is_init = exec_id.is_empty();
         // Looked up first: without a running init an exec stays as it is.
-        let init = if is_init { None } else { Some(self.init()?.running()?) };
+        let init = if is_init {
+            None
+        } else {
+            Some(self.init()?.running()?)
+        };
         let (stdio, ends) = process.begin_start()?;
         let oom_kills_before = self.cgroup.oom_kills();
         let begun = (|| {
@@ -161,7 +176,9 @@ impl Container {
         })();
         let (program, report, child) = begun.inspect_err(|_| process.fail())?;
         let mut exit = reaper.watch(child.pid);
-        let running = process.finish_start(program, report, child, &mut exit, ends).await?;
+        let running = process
+            .finish_start(program, report, child, &mut exit, ends)
+            .await?;
         let pid = running.pid;
         let container = Arc::clone(self);
         tokio::spawn(async move {
@@ -170,7 +187,10 @@ impl Container {
             if is_init {
                 // With a PID namespace of its own the kernel has done it; without, the others would live on.
                 if let Err(error) = container.cgroup.kill() {
-                    crate::log::error(&format!("end the processes of container {:?}: {error}", container.id));
+                    crate::log::error(&format!(
+                        "end the processes of container {:?}: {error}",
+                        container.id
+                    ));
                 }
             }
             running.drain().await;
@@ -191,9 +211,11 @@ impl Container {
         let open = |path: &str| File::open(path).context(|| format!("open {path}"));
         let own = open("/proc/self/ns/pid")?;
         let theirs = open(&format!("/proc/{pid}/ns/pid"))?;
-        sys::namespace::join(theirs.as_fd(), libc::CLONE_NEWPID).context(|| "join the container's PID namespace")?;
+        sys::namespace::join(theirs.as_fd(), libc::CLONE_NEWPID)
+            .context(|| "join the container's PID namespace")?;
         let child = self.spawn(0, program, report);
-        sys::namespace::join(own.as_fd(), libc::CLONE_NEWPID).context(|| "return to the guest's PID namespace")?;
+        sys::namespace::join(own.as_fd(), libc::CLONE_NEWPID)
+            .context(|| "return to the guest's PID namespace")?;
         child
     }
 
@@ -219,7 +241,9 @@ impl Container {
         }
         for pid in self.cgroup.processes()? {
             match sys::signal::send_to_pid(pid, signal) {
-                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(signal_error(signal, error)),
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                    return Err(signal_error(signal, error));
+                }
                 _ => {}
             }
         }
@@ -232,7 +256,10 @@ impl Container {
     /// `NotFound`, `FailedPrecondition` while it runs.
     pub fn delete_exec(&self, exec_id: &str) -> Result<()> {
         self.process(exec_id)?.delete()?;
-        self.processes.lock().expect("no panic while held").remove(exec_id);
+        self.processes
+            .lock()
+            .expect("no panic while held")
+            .remove(exec_id);
         Ok(())
     }
 
@@ -260,8 +287,12 @@ fn signal_error(signal: i32, error: std::io::Error) -> Error {
 
 /// Looks up whom a process runs as in the files of the container's image.
 fn identity(rootfs: &Path, user: &spec::User) -> Result<Identity> {
-    let root = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| format!("open {}", rootfs.display()))?;
+    let root = rustix::fs::open(
+        rootfs,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .context(|| format!("open {}", rootfs.display()))?;
     let read = |path: &str| {
         // The image may have anything there: a missing or unreadable file has no entries.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -286,14 +317,22 @@ fn make_devices(spec: &spec::Spec, directory: &Path) -> Result<()> {
             "c" | "u" => FileType::CharacterDevice,
             "b" => FileType::BlockDevice,
             other => {
-                return Err(Error::invalid(format!("linux.devices[{index}].type is {other:?}: give c, u or b")));
+                return Err(Error::invalid(format!(
+                    "linux.devices[{index}].type is {other:?}: give c, u or b"
+                )));
             }
         };
         let path = directory.join(index.to_string());
         let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o777);
         let action = || format!("make the node of {}", device.path);
-        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, makedev(device.major, device.minor))
-            .context(action)?;
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            kind,
+            mode,
+            makedev(device.major, device.minor),
+        )
+        .context(action)?;
         rustix::fs::chmod(&path, mode).context(action)?;
         let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
         rustix::fs::chown(&path, Some(uid), Some(gid)).context(action)?;

@@ -12,18 +12,42 @@ use crate::{
 };
 
 /// File systems of the kernel's that a container can have, beside `bind` and the storage kinds of `crate::storage`.
-const KINDS: &[&str] = &["cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs", "virtiofs"];
+const KINDS: &[&str] = &[
+    "cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs", "virtiofs",
+];
 
 /// The mounts every container has, each where the specification has nothing at the same place:
 /// destination, type, source, options.
 const DEFAULTS: &[(&str, &str, &str, &[&str])] = &[
     ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-    ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-    ("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+    (
+        "/dev",
+        "tmpfs",
+        "tmpfs",
+        &["nosuid", "strictatime", "mode=755", "size=65536k"],
+    ),
+    (
+        "/dev/pts",
+        "devpts",
+        "devpts",
+        &[
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+            "gid=5",
+        ],
+    ),
     ("/dev/shm", "bind", "/dev/shm", &["nosuid", "noexec", "nodev"]),
     ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
     ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-    ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+    (
+        "/sys/fs/cgroup",
+        "cgroup",
+        "cgroup",
+        &["nosuid", "noexec", "nodev", "relatime", "ro"],
+    ),
 ];
 
 /// Puts the default mounts among those of the specification: the places every container has come first, in their
@@ -86,7 +110,8 @@ fn parse_options(options: &[String]) -> Options {
                 continue;
             }
             // Nothing mounted in one container is ever seen in another: all are private.
-            "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" | "unbindable" | "runbindable" => {
+            "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" | "unbindable"
+            | "runbindable" => {
                 continue;
             }
             other => {
@@ -120,13 +145,23 @@ pub fn step(index: usize, mount: &spec::Mount) -> Result<Step> {
         CString::new(text).map_err(|_| Error::invalid(format!("{} has a NUL byte", field(name))))
     };
     let options = parse_options(&mount.options);
-    let recursive = options.bind.unwrap_or(mount.kind == "bind").then_some(options.bind.unwrap_or(true));
+    let recursive = options
+        .bind
+        .unwrap_or(mount.kind == "bind")
+        .then_some(options.bind.unwrap_or(true));
     if mount.kind == "bind" || options.bind.is_some() {
         if !mount.source.starts_with('/') {
-            return Err(Error::invalid(format!("{} is {:?}: give an absolute path", field("source"), mount.source)));
+            return Err(Error::invalid(format!(
+                "{} is {:?}: give an absolute path",
+                field("source"),
+                mount.source
+            )));
         }
         if let Some(unknown) = options.parameters.first() {
-            return Err(Error::invalid(format!("{}: {unknown:?} has no meaning for a bind mount", field("options"))));
+            return Err(Error::invalid(format!(
+                "{}: {unknown:?} has no meaning for a bind mount",
+                field("options")
+            )));
         }
         return Ok(Step::Bind {
             source: c_string("source", &mount.source)?,
@@ -143,7 +178,11 @@ pub fn step(index: usize, mount: &spec::Mount) -> Result<Step> {
             KINDS.join(", ")
         )));
     }
-    let kind = if mount.kind == "cgroup" { "cgroup2" } else { &mount.kind };
+    let kind = if mount.kind == "cgroup" {
+        "cgroup2"
+    } else {
+        &mount.kind
+    };
     let mut attributes = options.attributes;
     if kind == "devpts" {
         attributes.set &= !libc::MOUNT_ATTR_NODEV;
@@ -159,7 +198,12 @@ pub fn step(index: usize, mount: &spec::Mount) -> Result<Step> {
         };
         parameters.push((c_string("options", key)?, value));
     }
-    Ok(Step::Mount { target, kind: c_string("type", kind)?, parameters, attributes })
+    Ok(Step::Mount {
+        target,
+        kind: c_string("type", kind)?,
+        parameters,
+        attributes,
+    })
 }
 
 #[cfg(test)]
@@ -177,25 +221,57 @@ mod tests {
 
     #[test]
     fn a_given_mount_takes_the_place_of_the_default() {
-        let all = with_defaults(&[mount("/data", "bind", &[]), mount("/dev/", "tmpfs", &["mode=700"])]);
+        let all = with_defaults(&[
+            mount("/data", "bind", &[]),
+            mount("/dev/", "tmpfs", &["mode=700"]),
+        ]);
         let places: Vec<_> = all.iter().map(|mount| mount.destination.as_str()).collect();
         assert_eq!(
             places,
-            ["/proc", "/dev/", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/data"]
+            [
+                "/proc",
+                "/dev/",
+                "/dev/pts",
+                "/dev/shm",
+                "/dev/mqueue",
+                "/sys",
+                "/sys/fs/cgroup",
+                "/data"
+            ]
         );
         assert_eq!(all[1].options, ["mode=700"]);
     }
 
     #[test]
     fn options_become_attributes_and_parameters() {
-        let Step::Mount { parameters, attributes, .. } =
-            step(0, &mount("/x", "tmpfs", &["ro", "rw", "nosuid", "noatime", "size=1k", "rprivate", "huge"])).unwrap()
+        let Step::Mount {
+            parameters,
+            attributes,
+            ..
+        } = step(
+            0,
+            &mount(
+                "/x",
+                "tmpfs",
+                &["ro", "rw", "nosuid", "noatime", "size=1k", "rprivate", "huge"],
+            ),
+        )
+        .unwrap()
         else {
             panic!("a file system mount")
         };
-        assert_eq!(attributes.set, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOATIME);
-        assert_eq!(attributes.clear, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR__ATIME);
-        let parameters: Vec<_> = parameters.iter().map(|(key, value)| (key.to_str().unwrap(), value.is_some())).collect();
+        assert_eq!(
+            attributes.set,
+            libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOATIME
+        );
+        assert_eq!(
+            attributes.clear,
+            libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR__ATIME
+        );
+        let parameters: Vec<_> = parameters
+            .iter()
+            .map(|(key, value)| (key.to_str().unwrap(), value.is_some()))
+            .collect();
         assert_eq!(parameters, [("source", true), ("size", true), ("huge", false)]);
     }
 
@@ -210,7 +286,9 @@ mod tests {
     #[test]
     fn device_nodes_work_on_devpts_only() {
         for (kind, nodev) in [("tmpfs", true), ("devpts", false), ("proc", true)] {
-            let Step::Mount { attributes, .. } = step(0, &mount("/x", kind, &["dev"])).unwrap() else { panic!() };
+            let Step::Mount { attributes, .. } = step(0, &mount("/x", kind, &["dev"])).unwrap() else {
+                panic!()
+            };
             assert_eq!(attributes.set & libc::MOUNT_ATTR_NODEV != 0, nodev, "{kind}");
         }
     }

@@ -87,20 +87,30 @@ pub fn namespaces(spec: &spec::Spec) -> Result<i32> {
 /// # Errors
 /// `InvalidArgument` names the field of the specification.
 pub fn init(spec: &spec::Spec, identity: &Identity, places: &Places, stdio: Stdio) -> Result<Program> {
-    let process = spec.process.as_ref().ok_or_else(|| Error::invalid("process is missing from the specification"))?;
+    let process = spec
+        .process
+        .as_ref()
+        .ok_or_else(|| Error::invalid("process is missing from the specification"))?;
     let namespaces = namespaces(spec)?;
     let mut steps = vec![Step::NewSession, oom_score(process)?];
     for (name, value) in &spec.linux.sysctl {
-        steps.push(Step::WriteFile { path: sysctl_path(name)?, content: value.clone().into_bytes() });
+        steps.push(Step::WriteFile {
+            path: sysctl_path(name)?,
+            content: value.clone().into_bytes(),
+        });
     }
     steps.push(Step::NewCgroupNamespace);
     steps.push(Step::PrivateMounts);
     if let Some(name) = spec.hostname.as_ref().filter(|name| !name.is_empty()) {
         if namespaces & libc::CLONE_NEWUTS != 0 {
-            steps.push(Step::Hostname { name: name.clone().into_bytes() });
+            steps.push(Step::Hostname {
+                name: name.clone().into_bytes(),
+            });
         }
     }
-    steps.push(Step::OpenRoot { path: c_path(&places.rootfs)? });
+    steps.push(Step::OpenRoot {
+        path: c_path(&places.rootfs)?,
+    });
     let all_mounts = mounts::with_defaults(&spec.mounts);
     for (index, mount) in all_mounts.iter().enumerate() {
         steps.push(mounts::step(index, mount)?);
@@ -108,14 +118,20 @@ pub fn init(spec: &spec::Spec, identity: &Identity, places: &Places, stdio: Stdi
     devices(spec, places, &mut steps)?;
     let read_only = spec.root.as_ref().is_some_and(|root| root.readonly);
     etc_files(&all_mounts, places, read_only, &mut steps)?;
-    steps.push(Step::MakeDirectory { path: in_root("process.cwd", &process.cwd)? });
+    steps.push(Step::MakeDirectory {
+        path: in_root("process.cwd", &process.cwd)?,
+    });
     let console = all_mounts.iter().all(|mount| mount.destination != "/dev/console");
     stdio_step(process, identity, stdio, console, &mut steps)?;
     for path in &spec.linux.readonly_paths {
-        steps.push(Step::MakeReadOnly { path: in_root("linux.readonlyPaths", path)? });
+        steps.push(Step::MakeReadOnly {
+            path: in_root("linux.readonlyPaths", path)?,
+        });
     }
     for path in &spec.linux.masked_paths {
-        steps.push(Step::Mask { path: in_root("linux.maskedPaths", path)? });
+        steps.push(Step::Mask {
+            path: in_root("linux.maskedPaths", path)?,
+        });
     }
     if read_only {
         steps.push(Step::MakeRootReadOnly);
@@ -137,7 +153,11 @@ pub fn exec(
     stdio: Stdio,
 ) -> Result<Program> {
     let kinds = (namespaces(spec)? | libc::CLONE_NEWCGROUP) & !libc::CLONE_NEWPID;
-    let mut steps = vec![Step::NewSession, oom_score(process)?, Step::JoinContainer { init, kinds }];
+    let mut steps = vec![
+        Step::NewSession,
+        oom_score(process)?,
+        Step::JoinContainer { init, kinds },
+    ];
     stdio_step(process, identity, stdio, false, &mut steps)?;
     finish(spec, process, identity, &mut steps)?;
     Ok(Program { steps })
@@ -153,8 +173,17 @@ fn devices(spec: &spec::Spec, places: &Places, steps: &mut Vec<Step>) -> Result<
             attributes: MountAttributes::default(),
         });
     }
-    let is_default = |path: &str| path.strip_prefix("/dev/").is_some_and(|name| DEVICES.contains(&name));
-    for (index, device) in spec.linux.devices.iter().enumerate().filter(|(_, device)| !is_default(&device.path)) {
+    let is_default = |path: &str| {
+        path.strip_prefix("/dev/")
+            .is_some_and(|name| DEVICES.contains(&name))
+    };
+    for (index, device) in spec
+        .linux
+        .devices
+        .iter()
+        .enumerate()
+        .filter(|(_, device)| !is_default(&device.path))
+    {
         steps.push(Step::Bind {
             source: c_path(&places.devices.join(index.to_string()))?,
             target: in_root(&format!("linux.devices[{index}].path"), &device.path)?,
@@ -178,8 +207,10 @@ fn etc_files(mounts: &[spec::Mount], places: &Places, read_only: bool, steps: &m
         if mounts.iter().any(|mount| mount.destination == path) {
             continue;
         }
-        let mut attributes =
-            MountAttributes { set: libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID, ..Default::default() };
+        let mut attributes = MountAttributes {
+            set: libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
+            ..Default::default()
+        };
         if read_only {
             attributes.set |= libc::MOUNT_ATTR_RDONLY;
         }
@@ -204,7 +235,9 @@ fn stdio_step(
         Stdio::Terminal => Step::Terminal {
             uid: identity.uid,
             size: process.console_size.map(|size| (size.height, size.width)),
-            console: console.then(|| in_root("process.terminal", "/dev/console")).transpose()?,
+            console: console
+                .then(|| in_root("process.terminal", "/dev/console"))
+                .transpose()?,
         },
         Stdio::Streams(streams) => Step::Stdio { streams },
     });
@@ -212,13 +245,22 @@ fn stdio_step(
 }
 
 /// What init and exec have in common: everything between a root file system and `execve`.
-fn finish(spec: &spec::Spec, process: &spec::Process, identity: &Identity, steps: &mut Vec<Step>) -> Result<()> {
+fn finish(
+    spec: &spec::Spec,
+    process: &spec::Process,
+    identity: &Identity,
+    steps: &mut Vec<Step>,
+) -> Result<()> {
     for (index, rlimit) in process.rlimits.iter().enumerate() {
         steps.push(limit(index, rlimit)?);
     }
     let mask = process.user.umask.unwrap_or(0o022);
-    steps.push(Step::Umask { mask: Mode::from_raw_mode(mask & 0o777) });
-    steps.push(Step::ChangeDirectory { path: c_string("process.cwd", &process.cwd)? });
+    steps.push(Step::Umask {
+        mask: Mode::from_raw_mode(mask & 0o777),
+    });
+    steps.push(Step::ChangeDirectory {
+        path: c_string("process.cwd", &process.cwd)?,
+    });
     let capabilities = capabilities::parse(&process.capabilities)?;
     let default_filter;
     let filter = match &spec.linux.seccomp {
@@ -233,7 +275,9 @@ fn finish(spec: &spec::Spec, process: &spec::Process, identity: &Identity, steps
     if !process.no_new_privileges {
         steps.extend(filters.take().map(|filters| Step::Seccomp { filters }));
     }
-    steps.push(Step::BoundingSet { keep: capabilities.bounding });
+    steps.push(Step::BoundingSet {
+        keep: capabilities.bounding,
+    });
     steps.push(Step::SetUser {
         uid: Uid::from_raw(identity.uid),
         gid: Gid::from_raw(identity.gid),
@@ -259,7 +303,11 @@ fn execute(process: &spec::Process, identity: &Identity) -> Result<Step> {
         environment.push(c_string("process.env", variable)?);
     }
     let value_of = |name: &str| {
-        process.env.iter().rev().find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='))
+        process
+            .env
+            .iter()
+            .rev()
+            .find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='))
     };
     if value_of("HOME").is_none() {
         environment.push(c_string("process.user", &format!("HOME={}", identity.home))?);
@@ -277,17 +325,28 @@ fn execute(process: &spec::Process, identity: &Identity) -> Result<Step> {
             })
             .collect::<Result<_>>()?
     };
-    let arguments =
-        process.args.iter().map(|argument| c_string("process.args", argument)).collect::<Result<_>>()?;
-    Ok(Step::Execute { candidates, image: ExecImage::new(arguments, environment) })
+    let arguments = process
+        .args
+        .iter()
+        .map(|argument| c_string("process.args", argument))
+        .collect::<Result<_>>()?;
+    Ok(Step::Execute {
+        candidates,
+        image: ExecImage::new(arguments, environment),
+    })
 }
 
 fn oom_score(process: &spec::Process) -> Result<Step> {
     let score = process.oom_score_adj.unwrap_or(0);
     if !(-1000..=1000).contains(&score) {
-        return Err(Error::invalid(format!("process.oomScoreAdj is {score}: give -1000 to 1000")));
+        return Err(Error::invalid(format!(
+            "process.oomScoreAdj is {score}: give -1000 to 1000"
+        )));
     }
-    Ok(Step::WriteFile { path: c"/proc/self/oom_score_adj".to_owned(), content: score.to_string().into_bytes() })
+    Ok(Step::WriteFile {
+        path: c"/proc/self/oom_score_adj".to_owned(),
+        content: score.to_string().into_bytes(),
+    })
 }
 
 /// `net.ipv4.tcp_syncookies` is `/proc/sys/net/ipv4/tcp_syncookies`.
@@ -296,13 +355,21 @@ fn oom_score(process: &spec::Process) -> Result<Step> {
 /// `InvalidArgument` for anything that is not such a name.
 pub fn sysctl_path(name: &str) -> Result<CString> {
     let valid = !name.is_empty()
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte))
         && name.split(['.', '/']).all(|part| !part.is_empty());
     if !valid {
-        return Err(Error::invalid(format!("linux.sysctl: {name:?} is not a name such as net.ipv4.ip_forward")));
+        return Err(Error::invalid(format!(
+            "linux.sysctl: {name:?} is not a name such as net.ipv4.ip_forward"
+        )));
     }
     // With a slash in it, dots belong to the names (an interface such as eth0.100).
-    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    let path = if name.contains('/') {
+        name.to_owned()
+    } else {
+        name.replace('.', "/")
+    };
     c_string("linux.sysctl", &format!("/proc/sys/{path}"))
 }
 
@@ -337,12 +404,21 @@ fn limit(index: usize, rlimit: &spec::Rlimit) -> Result<Step> {
         )));
     }
     let value = |limit: u64| (limit != u64::MAX).then_some(limit);
-    Ok(Step::Limit { resource, limit: Rlimit { current: value(rlimit.soft), maximum: value(rlimit.hard) } })
+    Ok(Step::Limit {
+        resource,
+        limit: Rlimit {
+            current: value(rlimit.soft),
+            maximum: value(rlimit.hard),
+        },
+    })
 }
 
 fn in_root(field: &str, path: &str) -> Result<InRoot> {
-    InRoot::parse(path)
-        .ok_or_else(|| Error::invalid(format!("{field} is {path:?}: give an absolute path without \"..\"")))
+    InRoot::parse(path).ok_or_else(|| {
+        Error::invalid(format!(
+            "{field} is {path:?}: give an absolute path without \"..\""
+        ))
+    })
 }
 
 fn c_string(field: &str, text: &str) -> Result<CString> {

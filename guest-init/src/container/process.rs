@@ -17,8 +17,8 @@ use std::{
 use rustix::{
     fs::{Mode, OFlags},
     net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg,
-        socketpair,
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+        recvmsg, socketpair,
     },
     pipe::{PipeFlags, pipe_with},
     termios,
@@ -137,10 +137,16 @@ impl Process {
         }
         let mut streams = self.connected.lock().expect("no panic while held");
         if streams.contains_key(&name) {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("{name:?} is connected already")));
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("{name:?} is connected already"),
+            ));
         }
         // One byte on a new connection always fits.
-        connected.stream.try_write(&[ACK]).context(|| format!("acknowledge {name:?}"))?;
+        connected
+            .stream
+            .try_write(&[ACK])
+            .context(|| format!("acknowledge {name:?}"))?;
         streams.insert(name, connected);
         Ok(())
     }
@@ -176,12 +182,20 @@ impl Process {
         let mut connected = self.connected.lock().expect("no panic while held");
         let mut side = |name: StreamName| -> Result<OwnedFd> {
             let Some(stream) = connected.remove(&name) else {
-                let flags = if name == StreamName::Stdin { OFlags::RDONLY } else { OFlags::WRONLY };
+                let flags = if name == StreamName::Stdin {
+                    OFlags::RDONLY
+                } else {
+                    OFlags::WRONLY
+                };
                 return rustix::fs::open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty())
                     .context(|| "open /dev/null");
             };
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).context(|| "make a pipe")?;
-            let (ours, theirs) = if name == StreamName::Stdin { (write, read) } else { (read, write) };
+            let (ours, theirs) = if name == StreamName::Stdin {
+                (write, read)
+            } else {
+                (read, write)
+            };
             let ours = Arc::new(Stream::new(ours).context(|| "watch a pipe")?);
             if name == StreamName::Stdin {
                 ends.input = Some((ours, stream));
@@ -190,7 +204,11 @@ impl Process {
             }
             Ok(theirs)
         };
-        let streams = [side(StreamName::Stdin)?, side(StreamName::Stdout)?, side(StreamName::Stderr)?];
+        let streams = [
+            side(StreamName::Stdin)?,
+            side(StreamName::Stdout)?,
+            side(StreamName::Stderr)?,
+        ];
         Ok((Stdio::Streams(streams), ends))
     }
 
@@ -214,7 +232,10 @@ impl Process {
         mut ends: Ends,
     ) -> Result<Running> {
         let followed = follow(report).await.and_then(|outcome| match outcome {
-            Outcome::Runs(terminal) => terminal.map(Stream::new).transpose().context(|| "watch the terminal"),
+            Outcome::Runs(terminal) => terminal
+                .map(Stream::new)
+                .transpose()
+                .context(|| "watch the terminal"),
             Outcome::Failed(report) => Err(step_error(&program, report)),
         });
         let terminal = match followed {
@@ -232,13 +253,19 @@ impl Process {
         if let Some(terminal) = terminal {
             let terminal = Arc::new(terminal);
             let mut connected = self.connected.lock().expect("no panic while held");
-            ends.input = connected.remove(&StreamName::Stdin).map(|stream| (Arc::clone(&terminal), stream));
+            ends.input = connected
+                .remove(&StreamName::Stdin)
+                .map(|stream| (Arc::clone(&terminal), stream));
             // Without a reader it is read all the same: a full terminal would stop the program.
-            ends.outputs.push((Arc::clone(&terminal), connected.remove(&StreamName::Stdout)));
+            ends.outputs
+                .push((Arc::clone(&terminal), connected.remove(&StreamName::Stdout)));
             *self.terminal.lock().expect("no panic while held") = Some(terminal);
         }
         let pid = child.pid.unsigned_abs();
-        self.state.send_replace(State::Running { pid, pidfd: Arc::new(child.pidfd) });
+        self.state.send_replace(State::Running {
+            pid,
+            pidfd: Arc::new(child.pidfd),
+        });
         let ended = watch::Sender::new(false);
         if let Some((pipe, stream)) = ends.input {
             tokio::spawn(stdio::pump_input(stream, pipe, ended.subscribe()));
@@ -247,7 +274,12 @@ impl Process {
             .outputs
             .into_iter()
             .map(|(pipe, stream)| {
-                tokio::spawn(stdio::pump_output(pipe, stream, ended.subscribe(), self.spec.terminal))
+                tokio::spawn(stdio::pump_output(
+                    pipe,
+                    stream,
+                    ended.subscribe(),
+                    self.spec.terminal,
+                ))
             })
             .collect();
         Ok(Running { pid, ended, outputs })
@@ -285,7 +317,9 @@ impl Process {
         match &*self.state.borrow() {
             State::Running { pid, pidfd } => Ok((*pid, Arc::clone(pidfd))),
             State::Created | State::Starting => Err(Error::precondition("the process is not started")),
-            State::Ended(_) | State::Failed | State::Deleted => Err(Error::precondition("the process has ended")),
+            State::Ended(_) | State::Failed | State::Deleted => {
+                Err(Error::precondition("the process has ended"))
+            }
         }
     }
 
@@ -315,8 +349,15 @@ impl Process {
     /// `FailedPrecondition` without a terminal.
     pub fn resize(&self, ws_row: u16, ws_col: u16) -> Result<()> {
         let terminal = self.terminal.lock().expect("no panic while held");
-        let terminal = terminal.as_ref().ok_or_else(|| Error::precondition("the process has no terminal"))?;
-        let size = termios::Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+        let terminal = terminal
+            .as_ref()
+            .ok_or_else(|| Error::precondition("the process has no terminal"))?;
+        let size = termios::Winsize {
+            ws_row,
+            ws_col,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         termios::tcsetwinsize(terminal.as_fd(), size).context(|| format!("set the size {ws_row}x{ws_col}"))
     }
 }
@@ -369,8 +410,12 @@ async fn follow(report: OwnedFd) -> Result<Outcome> {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
                 let mut ancillary = RecvAncillaryBuffer::new(&mut space);
                 let flags = RecvFlags::CMSG_CLOEXEC;
-                let received =
-                    recvmsg(report, &mut [IoSliceMut::new(&mut message)], &mut ancillary, flags)?;
+                let received = recvmsg(
+                    report,
+                    &mut [IoSliceMut::new(&mut message)],
+                    &mut ancillary,
+                    flags,
+                )?;
                 for message in ancillary.drain() {
                     if let RecvAncillaryMessage::ScmRights(descriptors) = message {
                         terminal = descriptors.last();

@@ -40,9 +40,16 @@ impl InRoot {
     /// Parses an absolute path. `None` when it is not absolute, has a `..` or a NUL.
     #[must_use]
     pub fn parse(path: &str) -> Option<Self> {
-        let mut parsed = Self { prefixes: Vec::new(), names: Vec::new() };
+        let mut parsed = Self {
+            prefixes: Vec::new(),
+            names: Vec::new(),
+        };
         let mut prefix = String::new();
-        for name in path.strip_prefix('/')?.split('/').filter(|name| !name.is_empty() && *name != ".") {
+        for name in path
+            .strip_prefix('/')?
+            .split('/')
+            .filter(|name| !name.is_empty() && *name != ".")
+        {
             if name == ".." {
                 return None;
             }
@@ -226,7 +233,10 @@ pub fn parse_report(report: [u8; REPORT_BYTES]) -> (usize, std::io::Error) {
     let [a, b, c, d, e, f, g, h] = report;
     let index = u32::from_ne_bytes([a, b, c, d]);
     let errno = i32::from_ne_bytes([e, f, g, h]);
-    (usize::try_from(index).unwrap_or(usize::MAX), std::io::Error::from_raw_os_error(errno))
+    (
+        usize::try_from(index).unwrap_or(usize::MAX),
+        std::io::Error::from_raw_os_error(errno),
+    )
 }
 
 impl Program {
@@ -265,7 +275,13 @@ impl State<'_> {
 }
 
 fn open_in_root(root: BorrowedFd<'_>, path: &CStr, flags: OFlags) -> io::Result<OwnedFd> {
-    fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)
+    fs::openat2(
+        root,
+        path,
+        flags | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )
 }
 
 /// Opens the directory `path`, making what is missing of it.
@@ -293,7 +309,9 @@ fn make_file(root: BorrowedFd<'_>, path: &InRoot) -> io::Result<OwnedFd> {
         Err(Errno::NOENT) => {}
         other => return other,
     }
-    let Some(name) = path.names.last() else { return Err(Errno::ISDIR) };
+    let Some(name) = path.names.last() else {
+        return Err(Errno::ISDIR);
+    };
     let mut above = open_in_root(root, c".", OFlags::PATH | OFlags::DIRECTORY)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     for (prefix, name) in path.prefixes.iter().zip(&path.names).take(path.names.len() - 1) {
@@ -319,7 +337,8 @@ fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn clone_tree(source: BorrowedFd<'_>, path: &CStr, recursive: bool) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
@@ -369,12 +388,23 @@ impl Step {
             Self::NewCgroupNamespace => sys::namespace::unshare(libc::CLONE_NEWCGROUP).map_err(errno),
             Self::JoinContainer { init, kinds } => {
                 sys::namespace::join(init.as_fd(), *kinds).map_err(errno)?;
-                state.root = Some(fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
+                state.root = Some(fs::open(
+                    c"/",
+                    OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?);
                 Ok(())
             }
             Self::PrivateMounts => {
-                let root = fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-                let private = MountAttributes { propagation: libc::MS_PRIVATE, ..Default::default() };
+                let root = fs::open(
+                    c"/",
+                    OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
+                let private = MountAttributes {
+                    propagation: libc::MS_PRIVATE,
+                    ..Default::default()
+                };
                 set_attributes(root.as_fd(), private, true)
             }
             Self::OpenRoot { path } => {
@@ -382,12 +412,22 @@ impl Step {
                 state.root = Some(fs::open(path.as_c_str(), flags, Mode::empty())?);
                 Ok(())
             }
-            Self::Mount { target, kind, parameters, attributes } => {
+            Self::Mount {
+                target,
+                kind,
+                parameters,
+                attributes,
+            } => {
                 let mount = new_file_system(kind, parameters, MountAttrFlags::empty())?;
                 set_attributes(mount.as_fd(), *attributes, false)?;
                 attach(mount.as_fd(), make_directory(state.root()?, target)?.as_fd())
             }
-            Self::Bind { source, target, recursive, attributes } => {
+            Self::Bind {
+                source,
+                target,
+                recursive,
+                attributes,
+            } => {
                 let mount = clone_tree(CWD, source, *recursive)?;
                 set_attributes(mount.as_fd(), *attributes, *recursive)?;
                 let target = if is_directory(mount.as_fd())? {
@@ -397,7 +437,11 @@ impl Step {
                 };
                 attach(mount.as_fd(), target.as_fd())
             }
-            Self::Symlink { content, directory, name } => {
+            Self::Symlink {
+                content,
+                directory,
+                name,
+            } => {
                 let directory = open_in_root(state.root()?, directory, OFlags::PATH | OFlags::DIRECTORY)?;
                 match fs::symlinkat(content.as_c_str(), &directory, name.as_c_str()) {
                     Err(Errno::EXIST) => Ok(()),
@@ -432,16 +476,24 @@ impl Step {
                     other => other?,
                 };
                 let mount = clone_tree(target.as_fd(), c"", true)?;
-                let read_only = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
+                let read_only = MountAttributes {
+                    set: libc::MOUNT_ATTR_RDONLY,
+                    ..Default::default()
+                };
                 set_attributes(mount.as_fd(), read_only, true)?;
                 attach(mount.as_fd(), target.as_fd())
             }
             Self::MakeRootReadOnly => {
-                let read_only = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..Default::default() };
+                let read_only = MountAttributes {
+                    set: libc::MOUNT_ATTR_RDONLY,
+                    ..Default::default()
+                };
                 set_attributes(state.root()?, read_only, false)
             }
             Self::Terminal { uid, size, console } => terminal(state, *uid, *size, console.as_ref()),
-            Self::Stdio { streams: [input, output, error] } => {
+            Self::Stdio {
+                streams: [input, output, error],
+            } => {
                 stdio::dup2_stdin(input)?;
                 stdio::dup2_stdout(output)?;
                 stdio::dup2_stderr(error)
@@ -502,7 +554,15 @@ fn terminal(
     let peer_flags = pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY | pty::OpenptFlags::CLOEXEC;
     let terminal = pty::ioctl_tiocgptpeer(&controller, peer_flags)?;
     if let Some((ws_row, ws_col)) = size {
-        termios::tcsetwinsize(&terminal, termios::Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 })?;
+        termios::tcsetwinsize(
+            &terminal,
+            termios::Winsize {
+                ws_row,
+                ws_col,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            },
+        )?;
     }
     fs::fchown(&terminal, Some(Uid::from_raw(uid)), None)?;
     if let Some(console) = console {
@@ -513,7 +573,12 @@ fn terminal(
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let descriptors = [controller.as_fd()];
     ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-    net::sendmsg(state.report, &[std::io::IoSlice::new(b"t")], &mut ancillary, SendFlags::NOSIGNAL)?;
+    net::sendmsg(
+        state.report,
+        &[std::io::IoSlice::new(b"t")],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
     process::ioctl_tiocsctty(&terminal)?;
     stdio::dup2_stdin(&terminal)?;
     stdio::dup2_stdout(&terminal)?;
@@ -542,7 +607,12 @@ impl fmt::Display for Step {
         match self {
             Self::NewSession => f.write_str("start a session"),
             Self::WriteFile { path, content } => {
-                write!(f, "write {:?} to {}", String::from_utf8_lossy(content), text(path))
+                write!(
+                    f,
+                    "write {:?} to {}",
+                    String::from_utf8_lossy(content),
+                    text(path)
+                )
             }
             Self::NewCgroupNamespace => f.write_str("make a cgroup namespace"),
             Self::JoinContainer { .. } => f.write_str("join the namespaces of the container's init"),
@@ -565,13 +635,19 @@ impl fmt::Display for Step {
             Self::Umask { .. } => f.write_str("set the umask"),
             Self::ChangeDirectory { path } => write!(f, "change to the working directory {}", text(path)),
             Self::BoundingSet { .. } => f.write_str("drop capabilities from the bounding set"),
-            Self::SetUser { uid, gid, .. } => write!(f, "become user {} and group {}", uid.as_raw(), gid.as_raw()),
+            Self::SetUser { uid, gid, .. } => {
+                write!(f, "become user {} and group {}", uid.as_raw(), gid.as_raw())
+            }
             Self::SetCapabilities { .. } => f.write_str("set capabilities"),
             Self::NoNewPrivileges => f.write_str("set no_new_privs"),
             Self::Seccomp { .. } => f.write_str("install the system call filter"),
             Self::Execute { candidates, .. } => match candidates.as_slice() {
                 [path] => write!(f, "execute {}", text(path)),
-                [path, ..] => write!(f, "execute {:?} found through PATH", path.to_string_lossy().rsplit('/').next()),
+                [path, ..] => write!(
+                    f,
+                    "execute {:?} found through PATH",
+                    path.to_string_lossy().rsplit('/').next()
+                ),
                 [] => f.write_str("execute nothing"),
             },
         }

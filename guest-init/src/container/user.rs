@@ -49,8 +49,15 @@ fn group_entries(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
 /// The identity of numeric ids: the home directory comes from `passwd`.
 #[must_use]
 pub fn by_ids(passwd: &str, uid: u32, gid: u32, groups: &[u32]) -> Identity {
-    let home = passwd_entries(passwd).find(|entry| entry.uid == uid).map_or("", |entry| entry.home);
-    Identity { uid, gid, groups: groups.to_vec(), home: if home.is_empty() { "/" } else { home }.to_owned() }
+    let home = passwd_entries(passwd)
+        .find(|entry| entry.uid == uid)
+        .map_or("", |entry| entry.home);
+    Identity {
+        uid,
+        gid,
+        groups: groups.to_vec(),
+        home: if home.is_empty() { "/" } else { home }.to_owned(),
+    }
 }
 
 /// The identity of `user[:group]`, names or numbers. A user by name is in the groups that list it, unless a group is
@@ -68,7 +75,9 @@ pub fn by_name(passwd: &str, group: &str, name: &str, additional: &[u32]) -> Res
         (Some(entry), _) => entry.uid,
         (None, Ok(uid)) => uid,
         (None, Err(_)) => {
-            return Err(Error::invalid(format!("process.user: {user:?} is not in the image's /etc/passwd")));
+            return Err(Error::invalid(format!(
+                "process.user: {user:?} is not in the image's /etc/passwd"
+            )));
         }
     };
     let mut groups = additional.to_vec();
@@ -76,7 +85,9 @@ pub fn by_name(passwd: &str, group: &str, name: &str, additional: &[u32]) -> Res
         Some(wanted) => match group_entries(group).find(|(name, ..)| *name == wanted) {
             Some((_, gid, _)) => gid,
             None => wanted.parse().map_err(|_| {
-                Error::invalid(format!("process.user: group {wanted:?} is not in the image's /etc/group"))
+                Error::invalid(format!(
+                    "process.user: group {wanted:?} is not in the image's /etc/group"
+                ))
             })?,
         },
         None => {
@@ -92,7 +103,12 @@ pub fn by_name(passwd: &str, group: &str, name: &str, additional: &[u32]) -> Res
     groups.sort_unstable();
     groups.dedup();
     let home = entry.map_or("", |entry| entry.home);
-    Ok(Identity { uid, gid, groups, home: if home.is_empty() { "/" } else { home }.to_owned() })
+    Ok(Identity {
+        uid,
+        gid,
+        groups,
+        home: if home.is_empty() { "/" } else { home }.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -105,7 +121,15 @@ mod tests {
     #[test]
     fn a_name_brings_its_groups() {
         let identity = by_name(PASSWD, GROUP, "web", &[7]).unwrap();
-        assert_eq!(identity, Identity { uid: 33, gid: 34, groups: vec![7, 40], home: "/var/www".into() });
+        assert_eq!(
+            identity,
+            Identity {
+                uid: 33,
+                gid: 34,
+                groups: vec![7, 40],
+                home: "/var/www".into()
+            }
+        );
     }
 
     #[test]
@@ -117,13 +141,31 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused() {
-        assert!(by_name(PASSWD, GROUP, "nobody", &[]).unwrap_err().to_string().contains("\"nobody\""));
-        assert!(by_name(PASSWD, GROUP, "web:wheel", &[]).unwrap_err().to_string().contains("\"wheel\""));
+        assert!(
+            by_name(PASSWD, GROUP, "nobody", &[])
+                .unwrap_err()
+                .to_string()
+                .contains("\"nobody\"")
+        );
+        assert!(
+            by_name(PASSWD, GROUP, "web:wheel", &[])
+                .unwrap_err()
+                .to_string()
+                .contains("\"wheel\"")
+        );
     }
 
     #[test]
     fn ids_need_no_entry() {
         assert_eq!(by_ids(PASSWD, 0, 0, &[]).home, "/root");
-        assert_eq!(by_ids("", 12, 13, &[14]), Identity { uid: 12, gid: 13, groups: vec![14], home: "/".into() });
+        assert_eq!(
+            by_ids("", 12, 13, &[14]),
+            Identity {
+                uid: 12,
+                gid: 13,
+                groups: vec![14],
+                home: "/".into()
+            }
+        );
     }
 }

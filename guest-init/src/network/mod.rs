@@ -42,7 +42,9 @@ impl Interface {
         let is_name = !name.is_empty()
             && name.len() <= MAX_NAME_BYTES
             && !matches!(name, "." | ".." | "lo")
-            && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
         if !is_name {
             return Err(Error::invalid(format!(
                 "{} is {name:?}: give 1 to {MAX_NAME_BYTES} letters and digits",
@@ -56,18 +58,28 @@ impl Interface {
             .iter()
             .map(|text| {
                 parse_cidr(text).ok_or_else(|| {
-                    Error::invalid(format!("{}: {text:?} is not an address such as 10.0.0.2/24", field("addresses")))
+                    Error::invalid(format!(
+                        "{}: {text:?} is not an address such as 10.0.0.2/24",
+                        field("addresses")
+                    ))
                 })
             })
             .collect::<Result<_>>()?;
         let gateways = gateways
             .iter()
             .map(|text| {
-                text.parse()
-                    .map_err(|_| Error::invalid(format!("{}: {text:?} is not an IP address", field("gateways"))))
+                text.parse().map_err(|_| {
+                    Error::invalid(format!("{}: {text:?} is not an IP address", field("gateways")))
+                })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { name: name.to_owned(), mac, addresses, gateways, mtu })
+        Ok(Self {
+            name: name.to_owned(),
+            mac,
+            addresses,
+            gateways,
+            mtu,
+        })
     }
 }
 
@@ -87,17 +99,30 @@ pub fn configure(interfaces: &[Interface]) -> Result<()> {
     let mut socket = Socket::open().context(|| "open a netlink socket")?;
     let links = socket.links().context(|| "list the network interfaces")?;
     if let Some(loopback) = links.iter().find(|link| link.is_loopback) {
-        socket.request(Message::set_link(loopback.index, None, 0)).context(|| "bring up lo")?;
+        socket
+            .request(Message::set_link(loopback.index, None, 0))
+            .context(|| "bring up lo")?;
     }
     for interface in interfaces {
-        let link = links.iter().find(|link| link.mac == interface.mac).ok_or_else(|| {
-            Error::not_found(format!("no network interface has the MAC address {}", show_mac(interface.mac)))
-        })?;
+        let link = links
+            .iter()
+            .find(|link| link.mac == interface.mac)
+            .ok_or_else(|| {
+                Error::not_found(format!(
+                    "no network interface has the MAC address {}",
+                    show_mac(interface.mac)
+                ))
+            })?;
         let name = &interface.name;
         // A name can be changed while the interface is down only, so this comes before bringing it up.
         socket
             .request(Message::set_link(link.index, Some(name), interface.mtu))
-            .context(|| format!("rename {} to {name}, set its MTU to {} and bring it up", link.name, interface.mtu))?;
+            .context(|| {
+                format!(
+                    "rename {} to {name}, set its MTU to {} and bring it up",
+                    link.name, interface.mtu
+                )
+            })?;
         for (address, length) in &interface.addresses {
             socket
                 .request(Message::add_address(link.index, *address, *length))
@@ -133,7 +158,12 @@ mod tests {
             ("a/b", &mac, "10.0.0.2/24", "interfaces[2].name is \"a/b\""),
             ("eth0", &mac[..5], "10.0.0.2/24", "interfaces[2].mac has 5 bytes"),
             ("eth0", &mac, "10.0.0.2", "interfaces[2].addresses: \"10.0.0.2\""),
-            ("eth0", &mac, "10.0.0.2/33", "interfaces[2].addresses: \"10.0.0.2/33\""),
+            (
+                "eth0",
+                &mac,
+                "10.0.0.2/33",
+                "interfaces[2].addresses: \"10.0.0.2/33\"",
+            ),
         ] {
             let error = parse(name, mac, address).unwrap_err();
             assert!(error.starts_with(message), "{error}");

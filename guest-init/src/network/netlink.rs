@@ -2,9 +2,7 @@
 
 use std::{io, net::IpAddr, os::fd::OwnedFd};
 
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -53,7 +51,11 @@ pub(super) struct Message {
 }
 
 fn family(address: IpAddr) -> u8 {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let family = if address.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
     u8::try_from(family).expect("both are small")
 }
 
@@ -67,7 +69,11 @@ fn octets(address: IpAddr) -> Vec<u8> {
 impl Message {
     /// Brings interface `index` up; gives it a name, and an MTU unless 0.
     pub(super) fn set_link(index: u32, name: Option<&str>, mtu: u32) -> Self {
-        let mut message = Self { kind: RTM_NEWLINK, flags: 0, body: Vec::new() };
+        let mut message = Self {
+            kind: RTM_NEWLINK,
+            flags: 0,
+            body: Vec::new(),
+        };
         // struct ifinfomsg: family, padding, type, index, flags, mask of flags to change.
         message.body.extend([0; 4]);
         message.body.extend(index.to_ne_bytes());
@@ -86,8 +92,11 @@ impl Message {
 
     /// Gives interface `index` an address, replacing the same one.
     pub(super) fn add_address(index: u32, address: IpAddr, prefix_length: u8) -> Self {
-        let mut message =
-            Self { kind: RTM_NEWADDR, flags: NLM_F_CREATE | NLM_F_REPLACE, body: Vec::new() };
+        let mut message = Self {
+            kind: RTM_NEWADDR,
+            flags: NLM_F_CREATE | NLM_F_REPLACE,
+            body: Vec::new(),
+        };
         // struct ifaddrmsg. The host's address management knows of no duplicates, so none are looked for: an IPv6
         // address can be used at once.
         let flags = if address.is_ipv6() { IFA_F_NODAD } else { 0 };
@@ -100,11 +109,23 @@ impl Message {
 
     /// Adds a default route.
     pub(super) fn add_default_route(index: u32, gateway: IpAddr) -> Self {
-        let mut message =
-            Self { kind: RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_REPLACE, body: Vec::new() };
+        let mut message = Self {
+            kind: RTM_NEWROUTE,
+            flags: NLM_F_CREATE | NLM_F_REPLACE,
+            body: Vec::new(),
+        };
         // struct rtmsg: family, destination and source length, tos, table, protocol, scope, type, flags. The gateway
         // may lie outside the interface's own prefix (RTNH_F_ONLINK), as with /32 addresses.
-        message.body.extend([family(gateway), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST]);
+        message.body.extend([
+            family(gateway),
+            0,
+            0,
+            0,
+            RT_TABLE_MAIN,
+            RTPROT_BOOT,
+            0,
+            RTN_UNICAST,
+        ]);
         message.body.extend(RTNH_F_ONLINK.to_ne_bytes());
         message.attribute(RTA_OIF, &index.to_ne_bytes());
         message.attribute(RTA_GATEWAY, &octets(gateway));
@@ -130,7 +151,12 @@ pub(super) struct Socket {
 impl Socket {
     pub(super) fn open() -> io::Result<Self> {
         // No protocol is protocol 0: NETLINK_ROUTE.
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        let fd = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         Ok(Self { fd, sequence: 0 })
     }
 
@@ -143,7 +169,14 @@ impl Socket {
     /// All interfaces.
     pub(super) fn links(&mut self) -> io::Result<Vec<Link>> {
         let body = vec![0; IFINFO_BYTES];
-        self.send(Message { kind: RTM_GETLINK, flags: 0, body }, NLM_F_DUMP)?;
+        self.send(
+            Message {
+                kind: RTM_GETLINK,
+                flags: 0,
+                body,
+            },
+            NLM_F_DUMP,
+        )?;
         let mut links = Vec::new();
         self.receive(|kind, body| {
             if kind == RTM_NEWLINK {
@@ -210,8 +243,15 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 fn split_message(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
     let body = bytes.get(HEADER_BYTES..length)?;
-    let header = Header { kind: u16_at(bytes, 4)?, sequence: u32_at(bytes, 8)? };
-    Some((header, body, bytes.get(length.next_multiple_of(4)..).unwrap_or(&[])))
+    let header = Header {
+        kind: u16_at(bytes, 4)?,
+        sequence: u32_at(bytes, 8)?,
+    };
+    Some((
+        header,
+        body,
+        bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]),
+    ))
 }
 
 fn parse_link(body: &[u8]) -> Option<Link> {
@@ -226,7 +266,9 @@ fn parse_link(body: &[u8]) -> Option<Link> {
         let length = usize::from(length);
         let value = rest.get(4..length)?;
         match kind {
-            IFLA_IFNAME => link.name = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned(),
+            IFLA_IFNAME => {
+                link.name = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+            }
             IFLA_ADDRESS => link.mac = value.try_into().unwrap_or([0; 6]),
             _ => {}
         }
@@ -246,7 +288,12 @@ mod tests {
         let link = parse_link(&message.body).unwrap();
         assert_eq!(
             link,
-            Link { index: 7, name: "eth0".into(), mac: [2, 0, 0, 0, 0, 9], is_loopback: false }
+            Link {
+                index: 7,
+                name: "eth0".into(),
+                mac: [2, 0, 0, 0, 0, 9],
+                is_loopback: false
+            }
         );
     }
 
@@ -261,6 +308,9 @@ mod tests {
     #[test]
     fn this_machine_has_a_loopback_interface() {
         let links = Socket::open().unwrap().links().unwrap();
-        assert!(links.iter().any(|link| link.is_loopback && link.name == "lo"), "{links:?}");
+        assert!(
+            links.iter().any(|link| link.is_loopback && link.name == "lo"),
+            "{links:?}"
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! Messages to domain types and back.
 
 use protocol::guest::{
-    ConfigureSandboxRequest, ContainerStatsResponse, Event, GetEventsResponse, NetworkStats, SandboxStatsResponse,
-    Slice as SliceMessage, event::Kind,
+    ConfigureSandboxRequest, ContainerStatsResponse, Event, GetEventsResponse, NetworkStats,
+    SandboxStatsResponse, Slice as SliceMessage, event::Kind,
 };
 use serde::de::DeserializeOwned;
 
@@ -24,7 +24,14 @@ pub(super) fn json<T: DeserializeOwned>(field: &str, bytes: &[u8]) -> Result<T> 
 /// Checks a slice; `field` is its name in messages.
 pub(super) fn slice(field: &str, message: Option<&SliceMessage>) -> Result<Option<Slice>> {
     let parse = |slice: &SliceMessage| {
-        Slice::parse(field, &slice.disk, slice.partition, slice.offset_bytes, slice.length_bytes, &slice.fs_type)
+        Slice::parse(
+            field,
+            &slice.disk,
+            slice.partition,
+            slice.offset_bytes,
+            slice.length_bytes,
+            &slice.fs_type,
+        )
     };
     message.map(parse).transpose()
 }
@@ -37,7 +44,14 @@ pub(super) fn identity(request: ConfigureSandboxRequest) -> Result<Identity> {
         .enumerate()
         .map(|(index, interface)| {
             let (addresses, gateways) = (&interface.addresses, &interface.gateways);
-            Interface::parse(index, &interface.name, &interface.mac, addresses, gateways, interface.mtu)
+            Interface::parse(
+                index,
+                &interface.name,
+                &interface.mac,
+                addresses,
+                gateways,
+                interface.mtu,
+            )
         })
         .collect::<Result<_>>()?;
     let scratch = slice("scratch", request.scratch.as_ref())?;
@@ -48,7 +62,11 @@ pub(super) fn identity(request: ConfigureSandboxRequest) -> Result<Identity> {
         nameservers: dns.nameservers,
         searches: dns.searches,
         dns_options: dns.options,
-        host_aliases: request.host_aliases.into_iter().map(|alias| (alias.ip, alias.hostnames)).collect(),
+        host_aliases: request
+            .host_aliases
+            .into_iter()
+            .map(|alias| (alias.ip, alias.hostnames))
+            .collect(),
         wall_clock_ns: request.wall_clock_ns,
         entropy: request.entropy,
         scratch,
@@ -132,5 +150,8 @@ pub(super) fn events(events: Vec<events::Event>) -> GetEventsResponse {
             ..Default::default()
         })
         .collect();
-    GetEventsResponse { events, ..Default::default() }
+    GetEventsResponse {
+        events,
+        ..Default::default()
+    }
 }

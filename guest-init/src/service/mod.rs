@@ -9,7 +9,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use protocol::{
     guest::{
-        ContainerRequest, ContainerStatsResponse, ConfigureSandboxRequest, ConfigureSandboxResponse,
+        ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerRequest, ContainerStatsResponse,
         CreateContainerRequest, CreateProcessRequest, Empty, GetEventsRequest, GetEventsResponse,
         ListProcessesResponse, ProcessRequest, ResizeTerminalRequest, SandboxStatsResponse, ShutdownRequest,
         SignalProcessRequest, StartProcessResponse, WaitProcessResponse,
@@ -35,9 +35,15 @@ pub async fn serve(sandbox: Arc<Sandbox>, api: &str, stdio: OwnedFd) -> Result<S
     StdioServer::start(Arc::clone(&sandbox), stdio)?;
     let service: Arc<dyn Guest + Send + Sync> = Arc::new(Service { sandbox });
     let failed = |error: ttrpc::Error| {
-        Error::system(format!("serve the guest API at {api}"), std::io::Error::other(error.to_string()))
+        Error::system(
+            format!("serve the guest API at {api}"),
+            std::io::Error::other(error.to_string()),
+        )
     };
-    let mut server = Server::new().bind(api).map_err(failed)?.register_service(create_guest(service));
+    let mut server = Server::new()
+        .bind(api)
+        .map_err(failed)?
+        .register_service(create_guest(service));
     server.start().await.map_err(failed)?;
     Ok(server)
 }
@@ -52,7 +58,9 @@ async fn shielded<T: Send + 'static>(
 ) -> ttrpc::Result<T> {
     let result = tokio::spawn(work).await;
     // A task that panicked has ended the guest.
-    result.unwrap_or_else(|_| Err(Error::precondition("the guest is shutting down"))).map_err(status)
+    result
+        .unwrap_or_else(|_| Err(Error::precondition("the guest is shutting down")))
+        .map_err(status)
 }
 
 fn empty<T>(result: Result<T>) -> ttrpc::Result<Empty> {
@@ -67,10 +75,17 @@ impl Guest for Service {
         request: ConfigureSandboxRequest,
     ) -> ttrpc::Result<ConfigureSandboxResponse> {
         let ready_us = convert::identity(request).and_then(|identity| self.sandbox.configure(identity));
-        Ok(ConfigureSandboxResponse { ready_us: ready_us.map_err(status)?, ..Default::default() })
+        Ok(ConfigureSandboxResponse {
+            ready_us: ready_us.map_err(status)?,
+            ..Default::default()
+        })
     }
 
-    async fn create_container(&self, _: &TtrpcContext, request: CreateContainerRequest) -> ttrpc::Result<Empty> {
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
         let create = || {
             let image = convert::slice("rootfs", request.rootfs.as_ref())?
                 .ok_or_else(|| Error::invalid("rootfs is missing: give the slice of the image"))?;
@@ -86,15 +101,28 @@ impl Guest for Service {
                 return Err(Error::invalid("exec_id is empty: that is the container's init"));
             }
             let process = convert::json("process", &request.process)?;
-            self.sandbox.container(&request.container_id)?.create_process(&request.exec_id, process)
+            self.sandbox
+                .container(&request.container_id)?
+                .create_process(&request.exec_id, process)
         };
         empty(create())
     }
 
-    async fn start_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<StartProcessResponse> {
+    async fn start_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRequest,
+    ) -> ttrpc::Result<StartProcessResponse> {
         let sandbox = Arc::clone(&self.sandbox);
-        let pid = shielded(async move { sandbox.start_process(&request.container_id, &request.exec_id).await });
-        Ok(StartProcessResponse { pid: pid.await?, ..Default::default() })
+        let pid = shielded(async move {
+            sandbox
+                .start_process(&request.container_id, &request.exec_id)
+                .await
+        });
+        Ok(StartProcessResponse {
+            pid: pid.await?,
+            ..Default::default()
+        })
     }
 
     async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
@@ -113,9 +141,16 @@ impl Guest for Service {
         empty(signal())
     }
 
-    async fn wait_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<WaitProcessResponse> {
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRequest,
+    ) -> ttrpc::Result<WaitProcessResponse> {
         let wait = async {
-            let process = self.sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+            let process = self
+                .sandbox
+                .container(&request.container_id)?
+                .process(&request.exec_id)?;
             process.wait().await
         };
         let ended = wait.await.map_err(status)?;
@@ -127,12 +162,20 @@ impl Guest for Service {
         })
     }
 
-    async fn resize_terminal(&self, _: &TtrpcContext, request: ResizeTerminalRequest) -> ttrpc::Result<Empty> {
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> ttrpc::Result<Empty> {
         let resize = || {
             let size = |name: &str, value: u32| {
-                u16::try_from(value).map_err(|_| Error::invalid(format!("{name} is {value}: give at most 65535")))
+                u16::try_from(value)
+                    .map_err(|_| Error::invalid(format!("{name} is {value}: give at most 65535")))
             };
-            let process = self.sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+            let process = self
+                .sandbox
+                .container(&request.container_id)?
+                .process(&request.exec_id)?;
             process.resize(size("rows", request.rows)?, size("columns", request.columns)?)
         };
         empty(resize())
@@ -144,12 +187,26 @@ impl Guest for Service {
             shielded(async move { sandbox.delete_container(&request.container_id).await }).await?;
             return Ok(Empty::new());
         }
-        empty(self.sandbox.container(&request.container_id).and_then(|it| it.delete_exec(&request.exec_id)))
+        empty(
+            self.sandbox
+                .container(&request.container_id)
+                .and_then(|it| it.delete_exec(&request.exec_id)),
+        )
     }
 
-    async fn list_processes(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<ListProcessesResponse> {
-        let pids = self.sandbox.container(&request.container_id).and_then(|container| container.cgroup.processes());
-        Ok(ListProcessesResponse { pids: pids.map_err(status)?, ..Default::default() })
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        let pids = self
+            .sandbox
+            .container(&request.container_id)
+            .and_then(|container| container.cgroup.processes());
+        Ok(ListProcessesResponse {
+            pids: pids.map_err(status)?,
+            ..Default::default()
+        })
     }
 
     async fn container_stats(
@@ -162,10 +219,16 @@ impl Guest for Service {
     }
 
     async fn sandbox_stats(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<SandboxStatsResponse> {
-        stats::sandbox(&self.sandbox.scratch()).map(convert::sandbox_stats).map_err(status)
+        stats::sandbox(&self.sandbox.scratch())
+            .map(convert::sandbox_stats)
+            .map_err(status)
     }
 
-    async fn get_events(&self, _: &TtrpcContext, request: GetEventsRequest) -> ttrpc::Result<GetEventsResponse> {
+    async fn get_events(
+        &self,
+        _: &TtrpcContext,
+        request: GetEventsRequest,
+    ) -> ttrpc::Result<GetEventsResponse> {
         Ok(convert::events(self.sandbox.events.after(request.after).await))
     }
 

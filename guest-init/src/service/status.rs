@@ -34,8 +34,13 @@ mod tests {
     fn the_cause_is_told_once() {
         let cause = std::io::Error::from_raw_os_error(libc::ENOENT);
         let error = Error::system("execute /bin/x", cause).with_kind(ErrorKind::NotFound);
-        let ttrpc::Error::RpcStatus(status) = status(error) else { panic!("a status") };
+        let ttrpc::Error::RpcStatus(status) = status(error) else {
+            panic!("a status")
+        };
         assert_eq!(status.code(), Code::NOT_FOUND);
-        assert_eq!(status.message(), "execute /bin/x: No such file or directory (os error 2)");
+        assert_eq!(
+            status.message(),
+            "execute /bin/x: No such file or directory (os error 2)"
+        );
     }
 }

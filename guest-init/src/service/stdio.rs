@@ -39,7 +39,11 @@ pub(super) struct StdioServer {
 impl StdioServer {
     pub(super) fn start(sandbox: Arc<Sandbox>, listener: OwnedFd) -> Result<()> {
         let listener = Arc::new(Stream::new(listener).context(|| "watch the listener of the streams")?);
-        let server = Self { sandbox, listener, places: Arc::new(Semaphore::new(MAX_PENDING)) };
+        let server = Self {
+            sandbox,
+            listener,
+            places: Arc::new(Semaphore::new(MAX_PENDING)),
+        };
         tokio::spawn(async move {
             loop {
                 match server.listener.accept().await {
@@ -64,7 +68,9 @@ impl StdioServer {
         tokio::spawn(async move {
             let result = match timeout(HEADER_DEADLINE, server.connect(connection)).await {
                 Ok(result) => result,
-                Err(_) => Err(Error::invalid(format!("no first line within {HEADER_DEADLINE:?}"))),
+                Err(_) => Err(Error::invalid(format!(
+                    "no first line within {HEADER_DEADLINE:?}"
+                ))),
             };
             if let Err(error) = result {
                 crate::log::failure("connect a stream", &error);
@@ -80,13 +86,19 @@ impl StdioServer {
             if let Some(split) = split_header(&received)? {
                 break split;
             }
-            let more = stream.read(STDIO_HEADER_MAX_BYTES - received.len()).await.context(|| "read the first line")?;
+            let more = stream
+                .read(STDIO_HEADER_MAX_BYTES - received.len())
+                .await
+                .context(|| "read the first line")?;
             if more.is_empty() {
                 return Err(Error::invalid("the connection ended before its first line did"));
             }
             received.extend(more);
         };
-        let process = self.sandbox.container(&header.container)?.process(&header.process)?;
+        let process = self
+            .sandbox
+            .container(&header.container)?
+            .process(&header.process)?;
         process.connect(header.stream, Connected { stream, early })
     }
 }
@@ -95,7 +107,9 @@ impl StdioServer {
 fn split_header(received: &[u8]) -> Result<Option<(Header, Vec<u8>)>> {
     let Some(end) = received.iter().position(|byte| *byte == b'\n') else {
         if received.len() >= STDIO_HEADER_MAX_BYTES {
-            return Err(Error::invalid(format!("the first line is longer than {STDIO_HEADER_MAX_BYTES} bytes")));
+            return Err(Error::invalid(format!(
+                "the first line is longer than {STDIO_HEADER_MAX_BYTES} bytes"
+            )));
         }
         return Ok(None);
     };
@@ -120,7 +134,11 @@ mod tests {
         let (header, early) = split_header(&bytes).unwrap().unwrap();
         assert_eq!(
             header,
-            Header { container: "c".into(), process: String::new(), stream: StreamName::Stdin }
+            Header {
+                container: "c".into(),
+                process: String::new(),
+                stream: StreamName::Stdin
+            }
         );
         assert_eq!(early, b"data\nmore");
     }

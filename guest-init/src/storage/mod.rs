@@ -51,7 +51,13 @@ impl Storage {
     /// # Errors
     /// When the directories cannot be made.
     pub fn prepare(directory: &Path, disks: Disks) -> Result<Self> {
-        for name in ["containers", "images", "scratch/containers", "scratch/volumes", "volumes"] {
+        for name in [
+            "containers",
+            "images",
+            "scratch/containers",
+            "scratch/volumes",
+            "volumes",
+        ] {
             let path = directory.join(name);
             fs::create_dir_all(&path).context(|| format!("make {}", path.display()))?;
         }
@@ -131,9 +137,16 @@ impl Storage {
             rootfs.upper.display(),
             work.display()
         );
-        let options = std::ffi::CString::new(options).map_err(|_| Error::invalid("container_id has a NUL byte"))?;
-        mount("overlay", &rootfs.path, "overlay", MountFlags::NODEV, options.as_c_str())
-            .context(|| format!("mount the overlay {options:?} at {}", rootfs.path.display()))?;
+        let options =
+            std::ffi::CString::new(options).map_err(|_| Error::invalid("container_id has a NUL byte"))?;
+        mount(
+            "overlay",
+            &rootfs.path,
+            "overlay",
+            MountFlags::NODEV,
+            options.as_c_str(),
+        )
+        .context(|| format!("mount the overlay {options:?} at {}", rootfs.path.display()))?;
         for (index, mount) in mounts.iter_mut().enumerate() {
             let source = match mount.kind.as_str() {
                 volume::KIND => self.volume(index, mount)?,
@@ -161,9 +174,10 @@ impl Storage {
             self.release(key)?;
         }
         match fs::remove_dir_all(&rootfs.container) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::system(format!("remove {}", rootfs.container.display()), error))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::system(
+                format!("remove {}", rootfs.container.display()),
+                error,
+            )),
             _ => Ok(()),
         }
     }
@@ -206,7 +220,10 @@ impl Storage {
             Some(_) => {
                 return Err(Error::new(
                     ErrorKind::FailedPrecondition,
-                    format!("partition {} of {} is in use for another part of the disk", key.1, key.0),
+                    format!(
+                        "partition {} of {} is in use for another part of the disk",
+                        key.1, key.0
+                    ),
                 ));
             }
             None => {
@@ -220,7 +237,9 @@ impl Storage {
     }
 
     fn release(&mut self, key: &SliceKey) -> Result<()> {
-        let Some((slice, users)) = self.images.get_mut(key) else { return Ok(()) };
+        let Some((slice, users)) = self.images.get_mut(key) else {
+            return Ok(());
+        };
         *users -= 1;
         if *users > 0 {
             return Ok(());

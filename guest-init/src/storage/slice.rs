@@ -32,7 +32,10 @@ pub struct Disks {
 
 impl Default for Disks {
     fn default() -> Self {
-        Self { read_only: "/dev/vda".into(), read_write: "/dev/vdb".into() }
+        Self {
+            read_only: "/dev/vda".into(),
+            read_write: "/dev/vdb".into(),
+        }
     }
 }
 
@@ -70,7 +73,11 @@ impl Disks {
     /// digit.
     fn partition(&self, disk: Disk, partition: i32) -> PathBuf {
         let disk = self.path(disk).to_string_lossy();
-        let separator = if disk.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };
+        let separator = if disk.ends_with(|last: char| last.is_ascii_digit()) {
+            "p"
+        } else {
+            ""
+        };
         format!("{disk}{separator}{partition}").into()
     }
 }
@@ -91,21 +98,35 @@ impl Slice {
         let disk = match disk {
             "vda" => Disk::ReadOnly,
             "vdb" => Disk::ReadWrite,
-            other => return Err(Error::invalid(format!("{field}.disk is {other:?}: give vda or vdb"))),
+            other => {
+                return Err(Error::invalid(format!(
+                    "{field}.disk is {other:?}: give vda or vdb"
+                )));
+            }
         };
         let file_system = match file_system {
             "erofs" => FileSystem::Erofs,
             "ext4" => FileSystem::Ext4,
-            other => return Err(Error::invalid(format!("{field}.fs_type is {other:?}: give erofs or ext4"))),
+            other => {
+                return Err(Error::invalid(format!(
+                    "{field}.fs_type is {other:?}: give erofs or ext4"
+                )));
+            }
         };
         if !(1..=MAX_PARTITION).contains(&partition) {
-            return Err(Error::invalid(format!("{field}.partition is {partition}: give 1 to {MAX_PARTITION}")));
+            return Err(Error::invalid(format!(
+                "{field}.partition is {partition}: give 1 to {MAX_PARTITION}"
+            )));
         }
         let bytes = |name: &str, value: u64| {
             i64::try_from(value)
                 .ok()
                 .filter(|bytes| bytes % 512 == 0)
-                .ok_or_else(|| Error::invalid(format!("{field}.{name} is {value}: give a multiple of 512 below 2^63")))
+                .ok_or_else(|| {
+                    Error::invalid(format!(
+                        "{field}.{name} is {value}: give a multiple of 512 below 2^63"
+                    ))
+                })
         };
         let slice = Self {
             disk,
@@ -115,7 +136,9 @@ impl Slice {
             file_system,
         };
         if slice.length_bytes == 0 || slice.offset_bytes.checked_add(slice.length_bytes).is_none() {
-            return Err(Error::invalid(format!("{field}.length_bytes is {length_bytes}: give a part of the disk")));
+            return Err(Error::invalid(format!(
+                "{field}.length_bytes is {length_bytes}: give a part of the disk"
+            )));
         }
         Ok(slice)
     }
@@ -133,15 +156,16 @@ impl Slice {
     pub(super) fn mount(&self, disks: &Disks, target: &Path) -> Result<()> {
         let path = disks.path(self.disk);
         let disk = File::open(path).context(|| format!("open {}", path.display()))?;
-        sys::block::add_partition(disk.as_fd(), self.partition, self.offset_bytes, self.length_bytes).context(|| {
-            format!(
-                "add partition {} to {} at {:#x}, {:#x} bytes",
-                self.partition,
-                path.display(),
-                self.offset_bytes,
-                self.length_bytes
-            )
-        })?;
+        sys::block::add_partition(disk.as_fd(), self.partition, self.offset_bytes, self.length_bytes)
+            .context(|| {
+                format!(
+                    "add partition {} to {} at {:#x}, {:#x} bytes",
+                    self.partition,
+                    path.display(),
+                    self.offset_bytes,
+                    self.length_bytes
+                )
+            })?;
         let (kind, flags, options): (_, _, &CStr) = match self.file_system {
             FileSystem::Erofs => ("erofs", MountFlags::RDONLY | MountFlags::NODEV, c""),
             FileSystem::Ext4 if self.disk == Disk::ReadOnly => {
@@ -171,18 +195,35 @@ impl Slice {
 /// Reads a mount of type `slice`: the slice and the path in it.
 pub(super) fn parse_mount(index: usize, mount: &spec::Mount) -> Result<(Slice, PathBuf)> {
     let field = format!("mounts[{index}].options");
-    let value =
-        |name: &str| mount.options.iter().find_map(|option| option.strip_prefix(name)?.strip_prefix('=')).unwrap_or("");
+    let value = |name: &str| {
+        mount
+            .options
+            .iter()
+            .find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
+            .unwrap_or("")
+    };
     let number = |name: &str| {
         let text = value(name);
-        text.parse::<u64>().map_err(|_| Error::invalid(format!("{field}: {name} is {text:?}: give a number")))
+        text.parse::<u64>()
+            .map_err(|_| Error::invalid(format!("{field}: {name} is {text:?}: give a number")))
     };
     let partition = u32::try_from(number("partition")?).unwrap_or(u32::MAX);
-    let slice =
-        Slice::parse(&field, value("disk"), partition, number("offset")?, number("length")?, value("fstype"))?;
+    let slice = Slice::parse(
+        &field,
+        value("disk"),
+        partition,
+        number("offset")?,
+        number("length")?,
+        value("fstype"),
+    )?;
     let below = Path::new(value("subpath"));
-    if below.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
-        return Err(Error::invalid(format!("{field}: subpath is {below:?}: give a relative path without \"..\"")));
+    if below
+        .components()
+        .any(|part| !matches!(part, std::path::Component::Normal(_)))
+    {
+        return Err(Error::invalid(format!(
+            "{field}: subpath is {below:?}: give a relative path without \"..\""
+        )));
     }
     Ok((slice, below.to_owned()))
 }
@@ -199,7 +240,14 @@ mod tests {
             ("vda", 256, 0, 4096, "erofs", "rootfs.partition is 256"),
             ("vda", 1, 1, 4096, "erofs", "rootfs.offset_bytes is 1"),
             ("vda", 1, 0, 0, "erofs", "rootfs.length_bytes is 0"),
-            ("vda", 1, u64::MAX, 4096, "erofs", "rootfs.offset_bytes is 18446744073709551615"),
+            (
+                "vda",
+                1,
+                u64::MAX,
+                4096,
+                "erofs",
+                "rootfs.offset_bytes is 18446744073709551615",
+            ),
             ("vda", 1, 0, 4096, "xfs", "rootfs.fs_type is \"xfs\""),
         ] {
             let error = Slice::parse("rootfs", disk, partition, offset, length, kind).unwrap_err();
@@ -210,14 +258,25 @@ mod tests {
 
     #[test]
     fn partitions_are_named_as_the_kernel_does() {
-        let disks = Disks { read_only: "/dev/loop3".into(), ..Default::default() };
+        let disks = Disks {
+            read_only: "/dev/loop3".into(),
+            ..Default::default()
+        };
         assert_eq!(disks.partition(Disk::ReadOnly, 4), Path::new("/dev/loop3p4"));
         assert_eq!(disks.partition(Disk::ReadWrite, 4), Path::new("/dev/vdb4"));
     }
 
     #[test]
     fn a_slice_mount_is_read_from_its_options() {
-        let options = ["ro", "disk=vda", "partition=9", "offset=8192", "length=4096", "fstype=erofs", "subpath=a/b"];
+        let options = [
+            "ro",
+            "disk=vda",
+            "partition=9",
+            "offset=8192",
+            "length=4096",
+            "fstype=erofs",
+            "subpath=a/b",
+        ];
         let mut mount = spec::Mount {
             options: options.iter().map(ToString::to_string).collect(),
             ..Default::default()
@@ -227,6 +286,11 @@ mod tests {
         assert_eq!(below, Path::new("a/b"));
         mount.options.pop();
         mount.options.push("subpath=../b".into());
-        assert!(parse_mount(0, &mount).unwrap_err().to_string().contains("subpath is \"../b\""));
+        assert!(
+            parse_mount(0, &mount)
+                .unwrap_err()
+                .to_string()
+                .contains("subpath is \"../b\"")
+        );
     }
 }

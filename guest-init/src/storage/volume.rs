@@ -1,10 +1,6 @@
 //! Volumes shared by the containers of the sandbox: directories on the scratch slice, or file systems in memory.
 
-use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
 
 use rustix::mount::{MountFlags, mount};
 
@@ -34,14 +30,20 @@ pub(super) fn parse(index: usize, mount: &spec::Mount) -> Result<Volume> {
             "mounts[{index}].source is {name:?}: give the name of a volume, without \"/\" and not beginning with \".\""
         )));
     }
-    let mut volume = Volume { name: name.clone(), in_memory: false, size_bytes: None };
+    let mut volume = Volume {
+        name: name.clone(),
+        in_memory: false,
+        size_bytes: None,
+    };
     for option in &mount.options {
         match option.split_once('=') {
             Some(("medium", "memory")) => volume.in_memory = true,
             Some(("medium", "" | "disk")) | None => {}
             Some(("size", text)) => {
                 volume.size_bytes = Some(text.parse().map_err(|_| {
-                    Error::invalid(format!("mounts[{index}].options: size is {text:?}: give a number of bytes"))
+                    Error::invalid(format!(
+                        "mounts[{index}].options: size is {text:?}: give a number of bytes"
+                    ))
                 })?);
             }
             Some((name, value)) => {
@@ -68,8 +70,14 @@ pub(super) fn make_directory(path: &Path) -> Result<()> {
 pub(super) fn mount_memory(path: &Path, size_bytes: Option<u64>) -> Result<()> {
     let size = size_bytes.map_or(String::new(), |bytes| format!(",size={bytes}"));
     let options = std::ffi::CString::new(format!("mode={MODE:o}{size}")).expect("digits and letters");
-    mount("tmpfs", path, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, options.as_c_str())
-        .context(|| format!("mount tmpfs at {}", path.display()))
+    mount(
+        "tmpfs",
+        path,
+        "tmpfs",
+        MountFlags::NODEV | MountFlags::NOSUID,
+        options.as_c_str(),
+    )
+    .context(|| format!("mount tmpfs at {}", path.display()))
 }
 
 #[cfg(test)]
@@ -78,20 +86,40 @@ mod tests {
 
     fn volume(source: &str, options: &[&str]) -> Result<Volume> {
         let options = options.iter().map(ToString::to_string).collect();
-        parse(1, &spec::Mount { source: source.into(), options, ..Default::default() })
+        parse(
+            1,
+            &spec::Mount {
+                source: source.into(),
+                options,
+                ..Default::default()
+            },
+        )
     }
 
     #[test]
     fn options_choose_the_medium() {
         let parsed = volume("cache", &["ro", "medium=memory", "size=4096"]).unwrap();
-        assert_eq!(parsed, Volume { name: "cache".into(), in_memory: true, size_bytes: Some(4096) });
+        assert_eq!(
+            parsed,
+            Volume {
+                name: "cache".into(),
+                in_memory: true,
+                size_bytes: Some(4096)
+            }
+        );
         assert!(!volume("cache", &[]).unwrap().in_memory);
     }
 
     #[test]
     fn names_stay_in_their_directory() {
         for name in ["", "..", ".hidden", "a/b", "a\0"] {
-            assert!(volume(name, &[]).unwrap_err().to_string().starts_with("mounts[1].source"), "{name:?}");
+            assert!(
+                volume(name, &[])
+                    .unwrap_err()
+                    .to_string()
+                    .starts_with("mounts[1].source"),
+                "{name:?}"
+            );
         }
         assert!(volume("a", &["size=big"]).is_err() && volume("a", &["medium=tape"]).is_err());
     }

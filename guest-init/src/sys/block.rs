@@ -28,10 +28,20 @@ struct BlkpgIoctlArg {
 }
 
 fn blkpg(disk: BorrowedFd<'_>, op: libc::c_int, start: i64, length: i64, number: i32) -> io::Result<()> {
-    let mut partition =
-        BlkpgPartition { start, length, number, device_name: [0; 64], volume_name: [0; 64] };
+    let mut partition = BlkpgPartition {
+        start,
+        length,
+        number,
+        device_name: [0; 64],
+        volume_name: [0; 64],
+    };
     let data_length = libc::c_int::try_from(size_of::<BlkpgPartition>()).expect("the structure is 152 bytes");
-    let mut argument = BlkpgIoctlArg { op, flags: 0, data_length, data: &raw mut partition };
+    let mut argument = BlkpgIoctlArg {
+        op,
+        flags: 0,
+        data_length,
+        data: &raw mut partition,
+    };
     // SAFETY: `argument` and the `partition` it points to are live for the call, laid out as linux/blkpg.h says, and
     // the kernel writes to neither.
     let result = unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG, &raw mut argument) };

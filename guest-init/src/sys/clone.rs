@@ -21,7 +21,11 @@ pub struct Child {
 ///
 /// # Errors
 /// What `clone3` answers; nothing was made then.
-pub fn spawn(namespaces: libc::c_int, cgroup: BorrowedFd<'_>, program: impl FnOnce() -> i32) -> io::Result<Child> {
+pub fn spawn(
+    namespaces: libc::c_int,
+    cgroup: BorrowedFd<'_>,
+    program: impl FnOnce() -> i32,
+) -> io::Result<Child> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain integers; all zeroes is the documented default.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -32,7 +36,13 @@ pub fn spawn(namespaces: libc::c_int, cgroup: BorrowedFd<'_>, program: impl FnOn
     arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
     // SAFETY: without CLONE_VM the child works on a copy of this memory and stack, so both sides may go on from here;
     // `arguments` is live and of the size given, `pidfd` is writable.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        )
+    };
     if super::check(pid)? == 0 {
         let status = program();
         // SAFETY: ends the child without running the caller's exit handlers.

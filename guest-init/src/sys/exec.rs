@@ -18,9 +18,17 @@ impl ExecImage {
     #[must_use]
     pub fn new(arguments: Vec<CString>, environment: Vec<CString>) -> Self {
         let pointers = |strings: &[CString]| {
-            strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>()
+            strings
+                .iter()
+                .map(|string| string.as_ptr())
+                .chain([ptr::null()])
+                .collect::<Vec<_>>()
         };
-        Self { argv: pointers(&arguments), envp: pointers(&environment), _strings: (arguments, environment) }
+        Self {
+            argv: pointers(&arguments),
+            envp: pointers(&environment),
+            _strings: (arguments, environment),
+        }
     }
 
     /// Replaces the calling process by the program at `path`; returns only when that failed.

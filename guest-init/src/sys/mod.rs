@@ -15,5 +15,9 @@ use std::io;
 
 /// Turns the result of [`libc::syscall`] into a [`io::Result`].
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }

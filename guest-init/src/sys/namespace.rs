@@ -32,7 +32,13 @@ pub fn unshare(kinds: libc::c_int) -> io::Result<()> {
 /// What the kernel answers.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: no memory is passed; descriptors stay open until execve.
-    let result =
-        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
     super::check(result).map(drop)
 }

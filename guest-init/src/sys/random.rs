@@ -27,7 +27,11 @@ struct PoolInfo {
 pub fn add_entropy(random: BorrowedFd<'_>, seed: &[u8]) -> io::Result<()> {
     let seed = &seed[..seed.len().min(MAX_SEED_BYTES)];
     let size_bytes = libc::c_int::try_from(seed.len()).expect("at most 512");
-    let mut pool = PoolInfo { entropy_bits: size_bytes * 8, size_bytes, data: [0; MAX_SEED_BYTES] };
+    let mut pool = PoolInfo {
+        entropy_bits: size_bytes * 8,
+        size_bytes,
+        data: [0; MAX_SEED_BYTES],
+    };
     pool.data[..seed.len()].copy_from_slice(seed);
     // SAFETY: `pool` is laid out as struct rand_pool_info with `size_bytes` bytes of data, all inside the array.
     let added = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw mut pool) };

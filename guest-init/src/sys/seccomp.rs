@@ -11,10 +11,19 @@ use seccompiler::sock_filter;
 /// `EACCES` without `no_new_privs` and `CAP_SYS_ADMIN`, `EINVAL` for a filter the kernel refuses.
 pub fn install(filter: &[sock_filter]) -> io::Result<()> {
     let len = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
-    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast::<libc::sock_filter>().cast_mut() };
+    let program = libc::sock_fprog {
+        len,
+        filter: filter.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+    };
     // SAFETY: `program` points to `len` instructions; seccompiler's sock_filter has the layout of linux/filter.h, and
     // the kernel only reads them.
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
+    };
     super::check(result).map(drop)
 }

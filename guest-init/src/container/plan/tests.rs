@@ -22,7 +22,10 @@ fn plan(json: &str) -> Result<Vec<String>> {
 }
 
 fn position(steps: &[String], step: &str) -> usize {
-    steps.iter().position(|text| text.starts_with(step)).unwrap_or_else(|| panic!("{step:?} is in {steps:#?}"))
+    steps
+        .iter()
+        .position(|text| text.starts_with(step))
+        .unwrap_or_else(|| panic!("{step:?} is in {steps:#?}"))
 }
 
 const SMALL: &str = r#"{"process":{"args":["sh"],"cwd":"/","terminal":true}}"#;
@@ -78,14 +81,22 @@ fn the_order_keeps_the_guest_out_of_reach() {
 #[test]
 fn with_no_new_privileges_the_filter_comes_last() {
     let steps = plan(r#"{"process":{"args":["sh"],"cwd":"/","noNewPrivileges":true}}"#).unwrap();
-    assert!(steps[steps.len() - 2].starts_with("install the system call filter"), "{steps:#?}");
-    assert!(steps[steps.len() - 3].starts_with("set no_new_privs"), "{steps:#?}");
+    assert!(
+        steps[steps.len() - 2].starts_with("install the system call filter"),
+        "{steps:#?}"
+    );
+    assert!(
+        steps[steps.len() - 3].starts_with("set no_new_privs"),
+        "{steps:#?}"
+    );
 }
 
 #[test]
 fn namespaces_with_a_path_are_the_sandboxes() {
     let given = |json: &str| namespaces(&spec(json)).unwrap();
-    let own = given(r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"uts"},{"type":"network"},{"type":"ipc"}]}}"#);
+    let own = given(
+        r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"uts"},{"type":"network"},{"type":"ipc"}]}}"#,
+    );
     assert_eq!(own, libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS);
     let shared = given(r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#);
     assert_eq!(shared, libc::CLONE_NEWNS);
@@ -99,13 +110,22 @@ fn bad_fields_are_named() {
         (r#"{"process":{"args":[],"cwd":"/"}}"#, "process.args"),
         (r#"{"process":{"args":["a"],"cwd":"w"}}"#, "process.cwd is \"w\""),
         (r#"{"process":{"args":["a\u0000"],"cwd":"/"}}"#, "process.args"),
-        (r#"{"process":{"args":["a"],"cwd":"/","oomScoreAdj":2000}}"#, "process.oomScoreAdj is 2000"),
+        (
+            r#"{"process":{"args":["a"],"cwd":"/","oomScoreAdj":2000}}"#,
+            "process.oomScoreAdj is 2000",
+        ),
         (
             r#"{"process":{"args":["a"],"cwd":"/","rlimits":[{"type":"RLIMIT_X","hard":1,"soft":1}]}}"#,
             "process.rlimits[0].type is \"RLIMIT_X\"",
         ),
-        (r#"{"process":{"args":["a"],"cwd":"/"},"linux":{"sysctl":{"../x":"1"}}}"#, "linux.sysctl: \"../x\""),
-        (r#"{"process":{"args":["a"],"cwd":"/"},"linux":{"maskedPaths":["proc"]}}"#, "linux.maskedPaths is \"proc\""),
+        (
+            r#"{"process":{"args":["a"],"cwd":"/"},"linux":{"sysctl":{"../x":"1"}}}"#,
+            "linux.sysctl: \"../x\"",
+        ),
+        (
+            r#"{"process":{"args":["a"],"cwd":"/"},"linux":{"maskedPaths":["proc"]}}"#,
+            "linux.maskedPaths is \"proc\"",
+        ),
     ] {
         let message = plan(json).unwrap_err().to_string();
         assert!(message.starts_with(field), "{json}: {message}");

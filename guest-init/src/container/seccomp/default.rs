@@ -69,15 +69,38 @@ const GUARDED: &[(CapabilitySet, &[&str])] = &[
     ),
     (CapabilitySet::SYS_BOOT, &["reboot"]),
     (CapabilitySet::SYS_CHROOT, &["chroot"]),
-    (CapabilitySet::SYS_MODULE, &["delete_module", "finit_module", "init_module", "query_module"]),
-    (CapabilitySet::SYS_NICE, &["get_mempolicy", "mbind", "migrate_pages", "move_pages", "set_mempolicy", "set_mempolicy_home_node"]),
+    (
+        CapabilitySet::SYS_MODULE,
+        &["delete_module", "finit_module", "init_module", "query_module"],
+    ),
+    (
+        CapabilitySet::SYS_NICE,
+        &[
+            "get_mempolicy",
+            "mbind",
+            "migrate_pages",
+            "move_pages",
+            "set_mempolicy",
+            "set_mempolicy_home_node",
+        ],
+    ),
     (CapabilitySet::SYS_PACCT, &["acct"]),
     (
         CapabilitySet::SYS_PTRACE,
-        &["kcmp", "pidfd_getfd", "process_madvise", "process_vm_readv", "process_vm_writev", "ptrace"],
+        &[
+            "kcmp",
+            "pidfd_getfd",
+            "process_madvise",
+            "process_vm_readv",
+            "process_vm_writev",
+            "ptrace",
+        ],
     ),
     (CapabilitySet::SYS_RAWIO, &["ioperm", "iopl"]),
-    (CapabilitySet::SYS_TIME, &["clock_adjtime", "clock_settime", "settimeofday"]),
+    (
+        CapabilitySet::SYS_TIME,
+        &["clock_adjtime", "clock_settime", "settimeofday"],
+    ),
     (CapabilitySet::SYS_TTY_CONFIG, &["vhangup"]),
 ];
 
@@ -97,7 +120,9 @@ const NAMESPACE_FLAGS: i32 = libc::CLONE_NEWNS
 #[must_use]
 pub fn profile(bounding: CapabilitySet) -> Seccomp {
     let guarded = |name: &str| {
-        GUARDED.iter().any(|(capability, names)| names.contains(&name) && !bounding.contains(*capability))
+        GUARDED
+            .iter()
+            .any(|(capability, names)| names.contains(&name) && !bounding.contains(*capability))
     };
     let names = syscalls::names()
         .filter(|name| !REFUSED.contains(name) && !BY_ARGUMENT.contains(name) && !guarded(name))
@@ -110,13 +135,25 @@ pub fn profile(bounding: CapabilitySet) -> Seccomp {
     }
     // AF_VSOCK is the way to the host: no container needs it.
     let vsock = u64::from(libc::AF_VSOCK.cast_unsigned());
-    syscalls.push(allow(vec!["socket".into()], vec![SeccompArg { op: "SCMP_CMP_NE".into(), is_int: true, ..equal(0, vsock) }]));
+    syscalls.push(allow(
+        vec!["socket".into()],
+        vec![SeccompArg {
+            op: "SCMP_CMP_NE".into(),
+            is_int: true,
+            ..equal(0, vsock)
+        }],
+    ));
     if bounding.contains(CapabilitySet::SYS_ADMIN) {
         syscalls.push(allow(vec!["clone".into(), "clone3".into()], Vec::new()));
     } else {
         let mask = u64::from(NAMESPACE_FLAGS.cast_unsigned());
-        let no_namespaces =
-            SeccompArg { index: 0, value: mask, value_two: 0, op: "SCMP_CMP_MASKED_EQ".into(), is_int: false };
+        let no_namespaces = SeccompArg {
+            index: 0,
+            value: mask,
+            value_two: 0,
+            op: "SCMP_CMP_MASKED_EQ".into(),
+            is_int: false,
+        };
         syscalls.push(allow(vec!["clone".into()], vec![no_namespaces]));
         // Its flags lie in memory, out of a filter's reach. The C library falls back to clone on ENOSYS.
         syscalls.push(SeccompRule {
@@ -126,15 +163,30 @@ pub fn profile(bounding: CapabilitySet) -> Seccomp {
             args: Vec::new(),
         });
     }
-    Seccomp { default_action: "SCMP_ACT_ERRNO".into(), default_errno_ret: None, syscalls }
+    Seccomp {
+        default_action: "SCMP_ACT_ERRNO".into(),
+        default_errno_ret: None,
+        syscalls,
+    }
 }
 
 fn allow(names: Vec<String>, args: Vec<SeccompArg>) -> SeccompRule {
-    SeccompRule { names, action: "SCMP_ACT_ALLOW".into(), errno_ret: None, args }
+    SeccompRule {
+        names,
+        action: "SCMP_ACT_ALLOW".into(),
+        errno_ret: None,
+        args,
+    }
 }
 
 fn equal(index: u8, value: u64) -> SeccompArg {
-    SeccompArg { index, value, value_two: 0, op: "SCMP_CMP_EQ".into(), is_int: false }
+    SeccompArg {
+        index,
+        value,
+        value_two: 0,
+        op: "SCMP_CMP_EQ".into(),
+        is_int: false,
+    }
 }
 
 #[cfg(test)]
@@ -167,7 +219,17 @@ mod tests {
 
     #[test]
     fn it_compiles() {
-        assert_eq!(super::super::compile(&profile(CapabilitySet::empty())).unwrap().len(), 2);
-        assert_eq!(super::super::compile(&profile(CapabilitySet::SYS_ADMIN)).unwrap().len(), 1);
+        assert_eq!(
+            super::super::compile(&profile(CapabilitySet::empty()))
+                .unwrap()
+                .len(),
+            2
+        );
+        assert_eq!(
+            super::super::compile(&profile(CapabilitySet::SYS_ADMIN))
+                .unwrap()
+                .len(),
+            1
+        );
     }
 }

@@ -27,8 +27,11 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 /// # Errors
 /// `InvalidArgument` names the field.
 pub fn compile(seccomp: &spec::Seccomp) -> Result<Vec<BpfProgram>> {
-    let default_action =
-        action("linux.seccomp.defaultAction", &seccomp.default_action, seccomp.default_errno_ret)?;
+    let default_action = action(
+        "linux.seccomp.defaultAction",
+        &seccomp.default_action,
+        seccomp.default_errno_ret,
+    )?;
     let mut allowed = Rules::new();
     let mut others: Vec<(SeccompAction, Rules)> = Vec::new();
     for (index, rule) in seccomp.syscalls.iter().enumerate() {
@@ -82,7 +85,9 @@ fn insert(rules: &mut Rules, number: i64, rule: Option<&SeccompRule>) {
 fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Result<BpfProgram> {
     let filter = SeccompFilter::new(rules, mismatch, matched, TargetArch::x86_64)
         .map_err(|error| Error::invalid(format!("linux.seccomp: {error}")))?;
-    filter.try_into().map_err(|error: seccompiler::BackendError| Error::invalid(format!("linux.seccomp: {error}")))
+    filter
+        .try_into()
+        .map_err(|error: seccompiler::BackendError| Error::invalid(format!("linux.seccomp: {error}")))
 }
 
 fn action(field: &str, name: &str, errno: Option<u32>) -> Result<SeccompAction> {
@@ -118,14 +123,24 @@ fn conditions(field: &str, args: &[spec::SeccompArg]) -> Result<Option<SeccompRu
                 "SCMP_CMP_GE" => (SeccompCmpOp::Ge, arg.value),
                 "SCMP_CMP_GT" => (SeccompCmpOp::Gt, arg.value),
                 "SCMP_CMP_MASKED_EQ" => (SeccompCmpOp::MaskedEq(arg.value), arg.value_two),
-                other => return Err(Error::invalid(format!("{field}.args: operator {other:?} is not known"))),
+                other => {
+                    return Err(Error::invalid(format!(
+                        "{field}.args: operator {other:?} is not known"
+                    )));
+                }
             };
-            let length = if arg.is_int { SeccompCmpArgLen::Dword } else { SeccompCmpArgLen::Qword };
+            let length = if arg.is_int {
+                SeccompCmpArgLen::Dword
+            } else {
+                SeccompCmpArgLen::Qword
+            };
             SeccompCondition::new(arg.index, length, op, value)
                 .map_err(|error| Error::invalid(format!("{field}.args: {error}")))
         })
         .collect::<Result<Vec<_>>>()?;
-    SeccompRule::new(conditions).map(Some).map_err(|error| Error::invalid(format!("{field}.args: {error}")))
+    SeccompRule::new(conditions)
+        .map(Some)
+        .map_err(|error| Error::invalid(format!("{field}.args: {error}")))
 }
 
 #[cfg(test)]
@@ -154,7 +169,10 @@ mod tests {
             ],
         };
         assert_eq!(compile(&seccomp).unwrap().len(), 3);
-        let open = spec::Seccomp { default_action: "SCMP_ACT_ALLOW".into(), ..Default::default() };
+        let open = spec::Seccomp {
+            default_action: "SCMP_ACT_ALLOW".into(),
+            ..Default::default()
+        };
         assert!(compile(&open).unwrap().is_empty());
     }
 
@@ -166,6 +184,9 @@ mod tests {
             syscalls: vec![rule(&["read"], "SCMP_ACT_SING", None)],
         };
         let message = compile(&seccomp).unwrap_err().to_string();
-        assert!(message.starts_with("linux.seccomp.syscalls[0]: action \"SCMP_ACT_SING\""), "{message}");
+        assert!(
+            message.starts_with("linux.seccomp.syscalls[0]: action \"SCMP_ACT_SING\""),
+            "{message}"
+        );
     }
 }

@@ -2,7 +2,10 @@
 
 /// Looks up a system call.
 pub(super) fn number(name: &str) -> Option<i64> {
-    TABLE.binary_search_by_key(&name, |(known, _)| known).ok().map(|index| TABLE[index].1)
+    TABLE
+        .binary_search_by_key(&name, |(known, _)| known)
+        .ok()
+        .map(|index| TABLE[index].1)
 }
 
 /// All names.
