@@ -3,6 +3,8 @@
 //! `make test` names the static binary in `NESTED`. The tests work on a checkout of their own, so that an L1 host of
 //! this one is left alone.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
