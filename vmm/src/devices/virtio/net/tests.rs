@@ -1,3 +1,6 @@
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
@@ -7,7 +10,7 @@ use virtio_queue::desc::split::Descriptor;
 use super::*;
 use crate::config::NetConfig;
 use crate::devices::virtio::testing::{Driver, HEAP, readable, writable};
-use crate::sys::tap::{Tap, VNET_HEADER_BYTES};
+use crate::sys::tap::{self, Tap, VNET_HEADER_BYTES};
 
 const MAC: [u8; 6] = [2, 1, 2, 3, 4, 5];
 const BUFFER_BYTES: usize = 1600;
@@ -208,4 +211,79 @@ fn hostile_chains_are_counted_and_the_device_lives_on() {
     driver.kick(RX_QUEUE);
     network.send(&frame(60, 3)).unwrap();
     assert_eq!(driver.wait_used(RX_QUEUE).1, 72);
+}
+
+/// Frames over a real tap, both ways, also after a reset.
+fn check_real_tap(vhost: Option<OwnedFd>) {
+    let (tap, mut network) = match tap::testing::open() {
+        Ok(both) => both,
+        Err(e) => return eprintln!("SKIPPED: this machine gives no tap: {e}"),
+    };
+    let in_kernel = vhost.is_some();
+    let config = NetConfig {
+        mac: MAC,
+        mtu: 1500,
+        vhost: in_kernel,
+    };
+    let device = Net::new(&config, tap, vhost).unwrap();
+    let mut driver = Driver::start(Box::new(device), 0);
+    let ether_type = tap::testing::ETHER_TYPE.to_be_bytes();
+    let ethernet = |seed: usize| [&[0xff; 6][..], &MAC, &ether_type, &frame(500, seed)].concat();
+    let mut heads = Vec::new();
+    for round in 0..6 {
+        if round == 3 {
+            driver.negotiate(0);
+            driver.set_up_queues();
+            driver.set_status(15);
+        }
+        if round % 3 == 0 {
+            // The interface itself may send frames (neighbour discovery): there are buffers for those too.
+            let buffers = (0..32).map(|i| writable(address(i), BUFFER_BYTES));
+            heads = buffers.map(|buffer| driver.add(RX_QUEUE, &[buffer])).collect();
+            driver.kick(RX_QUEUE);
+        }
+        network.write_all(&ethernet(round)).unwrap();
+        loop {
+            let (head, length) = driver.wait_used(RX_QUEUE);
+            let number = heads.iter().position(|&other| other == head).unwrap();
+            let seen = driver.read_memory(address(number as u64), length as usize);
+            if seen[VNET_HEADER_BYTES + 12..][..2] == ether_type {
+                assert_eq!(seen[VNET_HEADER_BYTES..], ethernet(round));
+                assert_eq!(seen[10..12], [1, 0], "one buffer");
+                break;
+            }
+        }
+        let sent = [&[0; VNET_HEADER_BYTES][..], &ethernet(round + 50)].concat();
+        driver.write_memory(address(40), &sent);
+        driver.add(
+            TX_QUEUE,
+            &[
+                readable(address(40), 20),
+                readable(address(40) + 20, sent.len() - 20),
+            ],
+        );
+        driver.kick(TX_QUEUE);
+        driver.wait_used(TX_QUEUE);
+        let mut seen = vec![0; 2000];
+        let n = network.read(&mut seen).unwrap();
+        assert_eq!(seen[..n], ethernet(round + 50));
+        assert_eq!(
+            driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_STATUS) & 1,
+            1
+        );
+    }
+    assert_eq!(driver.counter("net_tx_packets"), if in_kernel { 0 } else { 6 });
+}
+
+#[test]
+fn real_tap_without_vhost() {
+    check_real_tap(None);
+}
+
+#[test]
+fn real_tap_with_vhost() {
+    match OpenOptions::new().read(true).write(true).open("/dev/vhost-net") {
+        Ok(vhost) => check_real_tap(Some(vhost.into())),
+        Err(e) => eprintln!("SKIPPED: this machine has no /dev/vhost-net: {e}"),
+    }
 }
