@@ -28,6 +28,8 @@ pub const STDIO_PORT: u32 = 1025;
 pub const READY_PORT: u32 = 1024;
 /// Longest first line of a stdio connection, newline included.
 pub const STDIO_HEADER_MAX_BYTES: usize = 512;
+/// What the guest init answers to that line once the stream is attached.
+pub const STDIO_ACK: u8 = 0x06;
 /// `type_url` of a [`guest::SandboxStatsResponse`] in `SandboxMetricsResponse.metrics.data`.
 pub const SANDBOX_STATS_TYPE_URL: &str = "eci.guest.v1.SandboxStatsResponse";
 /// `type_url` of a [`sandbox::SandboxOptions`] in `CreateSandboxRequest.options`.

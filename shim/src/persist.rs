@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The shim's address.
 pub const ADDRESS_FILE: &str = "address";
@@ -36,8 +36,15 @@ impl ProcessId {
     pub fn of(pid: u32) -> Result<Self> {
         let path = format!("/proc/{pid}/stat");
         let stat = fs::read_to_string(&path).map_err(|error| Error::io(format!("read {path}"), error))?;
-        let start_ticks = parse_start_ticks(&stat)
+        let (state, start_ticks) = parse_stat(&stat)
             .ok_or_else(|| Error::io(format!("parse {path}"), io::ErrorKind::InvalidData.into()))?;
+        // Dead, and only not reaped yet.
+        if matches!(state, "Z" | "X") {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("process {pid} has ended"),
+            ));
+        }
         Ok(Self { pid, start_ticks })
     }
 
@@ -55,10 +62,12 @@ impl ProcessId {
     }
 }
 
-/// The name in parentheses may hold anything, so fields count from the last one.
-fn parse_start_ticks(stat: &str) -> Option<u64> {
+/// State and start time. The name in parentheses may hold anything, so fields count from its end.
+fn parse_stat(stat: &str) -> Option<(&str, u64)> {
     let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = after_name.split_ascii_whitespace();
+    let state = fields.next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
 }
 
 /// The files of one bundle.
@@ -135,8 +144,8 @@ mod tests {
             .map(|field| field.to_string())
             .collect::<Vec<_>>()
             .join(" ");
-        assert_eq!(parse_start_ticks(&format!("1 (a) b) {rest}")), Some(22));
-        assert_eq!(parse_start_ticks("1 (a) S 1"), None);
+        assert_eq!(parse_stat(&format!("1 (a) b) {rest}")), Some(("3", 22)));
+        assert_eq!(parse_stat("1 (a) S 1"), None);
     }
 
     #[test]

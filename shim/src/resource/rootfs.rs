@@ -148,7 +148,6 @@ impl ImageDisk {
         Ok(used)
     }
 
-    #[expect(clippy::type_complexity, reason = "the parts go separate ways at once")]
     fn place(&self, key: Vec<FileKey>, lengths: &[u64]) -> Result<(Slice, Arc<OnceCell<()>>, Vec<Slice>)> {
         let mut layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
         let acquired = layout.table.acquire(key, lengths).map_err(|error| {

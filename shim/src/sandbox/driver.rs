@@ -22,7 +22,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind, Result},
     events::{Publisher, TaskEvent},
-    guest::{CallError, GuestEvent, ProcessEnd, SandboxStats},
+    guest::{CallError, Guest, GuestEvent, ProcessEnd, ProcessKey, SandboxStats},
     persist::{Bundle, VMM_PID_FILE},
     vmm::VmExit,
 };
@@ -33,6 +33,9 @@ const MAX_WAITING_ACTIONS: usize = 64;
 pub(super) const VM_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The guest is asked for events no more often.
 const EVENTS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The signal that asks a process to end (signal(7)).
+const SIGTERM: u32 = 15;
 
 /// Something the driver does at once.
 pub(super) type Action = Box<dyn FnOnce(&mut Driver) + Send>;
@@ -267,15 +270,22 @@ impl Driver {
             return self.kill_vm();
         };
         let (guest, client) = (vm.guest.clone(), vm.client());
+        let running: Vec<_> = self
+            .containers
+            .values_mut()
+            .flat_map(Container::processes_mut)
+            .filter(|process| process.state() == ProcessState::Running)
+            .map(|process| (process.key.clone(), process.subscribe()))
+            .collect();
         self.begin(async move {
             let asked = tokio::select! {
-                asked = guest.shutdown(grace) => asked,
+                asked = end_orderly(&guest, running, grace) => asked,
                 _ = client.exited() => Ok(()),
             };
             if let Err(CallError::Refused(error)) = asked {
                 tracing::warn!(error = error.chain(), "the guest refuses to shut down");
             } else {
-                // An error means only that no kill is needed less.
+                // When the guest's answer is lost, the VM most likely ends all the same.
                 let _ = timeout(VM_EXIT_TIMEOUT, client.exited()).await;
             }
             complete(Self::kill_vm)
@@ -418,4 +428,30 @@ impl Driver {
         }
         self.watch_events(last);
     }
+}
+
+/// Asks processes to end and waits for them as long as `grace` allows, so that their exit codes and last output arrive;
+/// then has the guest end the rest and power off.
+async fn end_orderly(
+    guest: &Guest,
+    running: Vec<(ProcessKey, watch::Receiver<Option<ProcessEnd>>)>,
+    grace: Duration,
+) -> std::result::Result<(), CallError> {
+    let deadline = tokio::time::Instant::now() + grace;
+    let mut ends = JoinSet::new();
+    for (key, mut ended) in running {
+        let guest = guest.clone();
+        ends.spawn(async move {
+            // A refusal means that it has ended by itself.
+            let _ = guest.signal_process(&key, SIGTERM, false).await;
+            // An error means that it was deleted.
+            let _ = ended.wait_for(Option::is_some).await;
+        });
+    }
+    let all = async { while ends.join_next().await.is_some() {} };
+    // Those that take longer are killed by the guest.
+    let _ = tokio::time::timeout_at(deadline, all).await;
+    guest
+        .shutdown(deadline.saturating_duration_since(tokio::time::Instant::now()))
+        .await
 }

@@ -26,7 +26,7 @@ use crate::{
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 16 * 1024;
-/// To connect a stream and write its first line.
+/// From the begin of a connection to the guest's acknowledgement.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 /// After its process has ended, a stream that moves no byte for so long is left behind: its reader does not read.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -186,12 +186,24 @@ async fn attach(key: &ProcessKey, stream: Stream, vmm: &VmmClient) -> Result<Uni
         let mut guest = vmm.connect(protocol::STDIO_PORT).await?;
         let failed = |error| Error::with_source(ErrorKind::Unavailable, what(), error);
         guest.write_all(&line).await.map_err(failed)?;
-        Ok(guest)
+        let answer = guest.read_u8().await.map_err(failed)?;
+        if answer == protocol::STDIO_ACK {
+            Ok(guest)
+        } else {
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("{}: the guest answered {answer:#04x}", what()),
+            ))
+        }
     };
     timeout(ATTACH_TIMEOUT, exchange).await.unwrap_or_else(|_| {
         Err(Error::new(
             ErrorKind::DeadlineExceeded,
-            format!("{}: not done within {} s", what(), ATTACH_TIMEOUT.as_secs()),
+            format!(
+                "{}: no acknowledgement within {} s",
+                what(),
+                ATTACH_TIMEOUT.as_secs()
+            ),
         ))
     })
 }
