@@ -243,6 +243,8 @@ pub struct ReadonlyConfig {
 pub struct AdminConfig {
     /// Path; empty = `agent.sock` in the run directory. Made with mode 0660, owner root.
     pub socket: PathBuf,
+    /// Group (name or number) whose members may use the socket too; empty = root alone.
+    pub group: String,
 }
 
 impl Default for Config {
@@ -349,6 +351,7 @@ impl Default for AdminConfig {
     fn default() -> Self {
         Self {
             socket: PathBuf::new(),
+            group: String::new(),
         }
     }
 }

@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod config;
+pub mod ctl;
 pub mod engine;
 pub mod error;
 pub mod group;

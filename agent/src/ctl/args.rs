@@ -1,0 +1,198 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Container groups, each in a microVM of its own, on this host.
+///
+/// GROUP is a group's name, NAMESPACE/NAME, its id, or the beginning of the id.
+#[derive(Debug, Parser)]
+#[command(name = "ecictl", version, disable_help_subcommand = true)]
+pub(super) struct Cli {
+    /// Socket of the agent
+    #[arg(
+        long,
+        global = true,
+        env = "ECICTL_SOCKET",
+        default_value = "/run/eci-agent/agent.sock",
+        value_name = "PATH"
+    )]
+    pub(super) socket: PathBuf,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Create a group from a file and wait until it runs
+    Create(CreateArgs),
+    /// List groups
+    #[command(visible_alias = "ls")]
+    Ps(PsArgs),
+    /// Show a group in full
+    Describe(DescribeArgs),
+    /// Print a container's log
+    Logs(LogsArgs),
+    /// Run a command in a container; ends with the command's exit code, or 125 if it can't be run
+    Exec(ExecArgs),
+    /// Show what groups use now
+    Top(TopArgs),
+    /// Show what happened to groups
+    Events(EventsArgs),
+    /// Delete groups and wait until they are gone
+    #[command(visible_alias = "delete")]
+    Rm(RmArgs),
+    /// Images on this host
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the versions of ecictl and the agent
+    Version,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    /// A Kubernetes Pod (YAML or JSON), or an ECI CreateContainerGroup request (JSON); - is standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// Print the id once the group is accepted, without waiting until it runs
+    #[arg(long)]
+    pub(super) no_wait: bool,
+    /// Stop waiting after so many seconds; the group goes on starting
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(super) timeout: u64,
+    /// Print nothing but the id
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PsArgs {
+    /// Also groups that ended
+    #[arg(short, long)]
+    pub(super) all: bool,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(super) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DescribeArgs {
+    /// The group
+    pub(super) group: String,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(super) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LogsArgs {
+    /// The group
+    pub(super) group: String,
+    /// The container; the first one by default
+    #[arg(short, long)]
+    pub(super) container: Option<String>,
+    /// Go on as lines are written
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Only the last lines
+    #[arg(long, value_name = "LINES")]
+    pub(super) tail: Option<u64>,
+    /// Only lines after a time (2026-01-01T00:00:00Z) or not older than a duration (90s, 5m, 2h)
+    #[arg(long, value_name = "TIME")]
+    pub(super) since: Option<String>,
+    /// Put the time before each line
+    #[arg(short, long)]
+    pub(super) timestamps: bool,
+    /// The run before the last restart
+    #[arg(short, long)]
+    pub(super) previous: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExecArgs {
+    /// Pass standard input on
+    #[arg(short = 'i', long)]
+    pub(super) stdin: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(super) tty: bool,
+    /// The container; the first one by default
+    #[arg(short, long)]
+    pub(super) container: Option<String>,
+    /// The group
+    pub(super) group: String,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(super) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TopArgs {
+    /// The groups; all running ones by default
+    #[arg(value_name = "GROUP")]
+    pub(super) groups: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EventsArgs {
+    /// The group; all by default
+    pub(super) group: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RmArgs {
+    /// The groups
+    #[arg(required = true, value_name = "GROUP")]
+    pub(super) groups: Vec<String>,
+    /// End the processes at once; a group that does not exist is no error
+    #[arg(short, long, conflicts_with = "grace")]
+    pub(super) force: bool,
+    /// Seconds between SIGTERM and SIGKILL; the group's own by default
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) grace: Option<u64>,
+    /// Do not wait until the groups are gone
+    #[arg(long)]
+    pub(super) no_wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ImageCommand {
+    /// Pull an image
+    Pull {
+        /// Image reference
+        reference: String,
+        /// Only when it is not on this host
+        #[arg(long)]
+        if_not_present: bool,
+        /// User of the registry
+        #[arg(long, requires = "password_stdin")]
+        username: Option<String>,
+        /// Read the registry's password from standard input
+        #[arg(long, requires = "username")]
+        password_stdin: bool,
+    },
+    /// List images
+    Ls {
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Remove images
+    Rm {
+        /// Image references
+        #[arg(required = true, value_name = "REFERENCE")]
+        references: Vec<String>,
+    },
+}
