@@ -93,7 +93,10 @@ fn exit_codes_of_commands_are_passed_back() {
     }
     let (code, _, stderr) = agent.run(&["exec", "nope", "--", "true"]);
     assert_eq!(code, 125);
-    assert!(stderr.contains("No container group is called \"nope\""), "{stderr}");
+    assert!(
+        stderr.contains("No container group is called \"nope\""),
+        "{stderr}"
+    );
     let (code, _, stderr) = agent.run(&["exec", "web", "-c", "x", "--", "true"]);
     assert_eq!(code, 125);
     assert!(stderr.contains("has no container \"x\"; it has c"), "{stderr}");
@@ -142,14 +145,20 @@ fn groups_are_created_shown_and_deleted() {
     assert!(id.starts_with("eci-") && id.ends_with('\n'), "{id}");
     assert!(stderr.contains("Started it"), "{stderr}");
     let (_, list, _) = agent.run(&["ps"]);
-    assert!(list.contains("default/db") && list.contains("default/web"), "{list}");
+    assert!(
+        list.contains("default/db") && list.contains("default/web"),
+        "{list}"
+    );
     let (_, json, _) = agent.run(&["ps", "-o", "json"]);
     let parsed: Vec<agent::group::status::Group> = serde_json::from_str(&json).unwrap();
     assert_eq!(parsed.len(), 2);
     assert!(agent.run(&["describe", "db"]).1.contains("Container c"));
     assert!(agent.run(&["events", "db"]).1.contains("Pulled"));
     assert!(agent.run(&["top"]).1.contains("web"));
-    assert_eq!(agent.run(&["logs", "db", "--tail", "3"]).1, "log 0\nlog 1\nlog 2\n");
+    assert_eq!(
+        agent.run(&["logs", "db", "--tail", "3"]).1,
+        "log 0\nlog 1\nlog 2\n"
+    );
     assert_eq!(agent.run(&["rm", "db"]).0, 0);
     assert_eq!(agent.run(&["rm", "-f", "db"]).0, 0);
     let (code, _, stderr) = agent.run(&["rm", "db"]);
@@ -183,7 +192,12 @@ fn images_are_pulled_with_plain_lines() {
     let (code, _, stderr) = agent.run(&["image", "pull", "missing"]);
     assert_eq!(code, 1);
     assert!(stderr.contains("No such image"), "{stderr}");
-    assert!(agent.run(&["image", "ls"]).1.contains("docker.io/library/busybox:latest"));
+    assert!(
+        agent
+            .run(&["image", "ls"])
+            .1
+            .contains("docker.io/library/busybox:latest")
+    );
     assert_eq!(agent.run(&["image", "rm", "x"]).0, 0);
 }
 

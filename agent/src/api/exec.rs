@@ -260,7 +260,11 @@ fn last_messages(exit: &Result<i32>, framing: Framing) -> Vec<Message> {
     };
     let close = Message::Close(Some(CloseFrame {
         code: CloseCode::Normal,
-        reason: if framing == Framing::Plain { reason.into() } else { "".into() },
+        reason: if framing == Framing::Plain {
+            reason.into()
+        } else {
+            "".into()
+        },
     }));
     if framing == Framing::Plain {
         return vec![close];
@@ -279,7 +283,9 @@ fn exit_status(exit: &Result<i32>) -> Status {
         Ok(code) => Status {
             status: Some("Failure".into()),
             reason: Some("NonZeroExitCode".into()),
-            message: Some(format!("command terminated with non-zero exit code: exit code {code}")),
+            message: Some(format!(
+                "command terminated with non-zero exit code: exit code {code}"
+            )),
             details: Some(StatusDetails {
                 causes: Some(vec![StatusCause {
                     reason: Some("ExitCode".into()),
@@ -302,8 +308,8 @@ fn exit_status(exit: &Result<i32>) -> Status {
 
 /// What a client learns from the last message of the error channel: the exit code, or why there is none.
 pub(crate) fn parse_exit(status: &[u8]) -> std::result::Result<i32, String> {
-    let status: Status =
-        serde_json::from_slice(status).map_err(|error| format!("the agent's last message is not valid: {error}"))?;
+    let status: Status = serde_json::from_slice(status)
+        .map_err(|error| format!("the agent's last message is not valid: {error}"))?;
     if status.status.as_deref() == Some("Success") {
         return Ok(0);
     }
@@ -314,7 +320,11 @@ pub(crate) fn parse_exit(status: &[u8]) -> std::result::Result<i32, String> {
             .find(|cause| cause.reason.as_deref() == Some("ExitCode"))?;
         cause.message.as_ref()?.parse().ok()
     });
-    code.ok_or_else(|| status.message.unwrap_or_else(|| "the command's end is not known".into()))
+    code.ok_or_else(|| {
+        status
+            .message
+            .unwrap_or_else(|| "the command's end is not known".into())
+    })
 }
 
 #[cfg(test)]

@@ -186,7 +186,10 @@ async fn plain_clients_get_merged_output_and_the_code_in_the_close_reason() {
             _ => {}
         }
     }
-    assert_eq!((output.as_slice(), reason.as_str()), (&b"hello"[..], "exit code 7"));
+    assert_eq!(
+        (output.as_slice(), reason.as_str()),
+        (&b"hello"[..], "exit code 7")
+    );
 }
 
 #[test]

@@ -19,17 +19,15 @@ use tokio::{
 
 use crate::{
     engine::{
-        ContainerStats, Engine, ExecControl, ExecRequest, ExecSession, GroupStats, HostStats, ImageInfo, LogOptions,
-        NetworkStats, PullStatus,
+        ContainerStats, Engine, ExecControl, ExecRequest, ExecSession, GroupStats, HostStats, ImageInfo,
+        LogOptions, NetworkStats, PullStatus,
     },
     error::{Error, ErrorKind, Result},
     group::{
         pod,
         size::SizeTable,
         spec::{GroupSpec, ImagePullPolicy, RegistryCredential},
-        status::{
-            ContainerState, ContainerStatus, Event, EventKind, Group, GroupId, GroupStatus, Phase,
-        },
+        status::{ContainerState, ContainerStatus, Event, EventKind, Group, GroupId, GroupStatus, Phase},
     },
 };
 
@@ -132,7 +130,12 @@ impl ExecControl for NoControl {
 }
 
 /// `echo WORDS`, `cat`, `lines N`, `exit N`, `sleep`; the exit code.
-async fn play(command: Vec<String>, mut stdin: DuplexStream, mut stdout: DuplexStream, mut stderr: DuplexStream) -> i32 {
+async fn play(
+    command: Vec<String>,
+    mut stdin: DuplexStream,
+    mut stdout: DuplexStream,
+    mut stderr: DuplexStream,
+) -> i32 {
     match command[0].as_str() {
         "echo" => {
             let line = format!("{}\n", command[1..].join(" "));
@@ -211,7 +214,8 @@ impl Engine for FakeEngine {
     async fn delete(&self, id: &GroupId, grace_seconds: Option<u64>, wait: bool) -> Result<()> {
         self.record(format!("delete grace={grace_seconds:?} wait={wait}"));
         self.get(id).await?;
-        self.groups.send_modify(|groups| groups.retain(|group| group.id != *id));
+        self.groups
+            .send_modify(|groups| groups.retain(|group| group.id != *id));
         Ok(())
     }
 
@@ -231,10 +235,16 @@ impl Engine for FakeEngine {
         })
     }
 
-    async fn logs(&self, id: &GroupId, options: LogOptions) -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
+    async fn logs(
+        &self,
+        id: &GroupId,
+        options: LogOptions,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
         self.record(format!("logs {options:?}"));
         self.get(id).await?;
-        let lines: Vec<_> = (0..3).map(|line| Ok(Bytes::from(format!("log {line}\n")))).collect();
+        let lines: Vec<_> = (0..3)
+            .map(|line| Ok(Bytes::from(format!("log {line}\n"))))
+            .collect();
         Ok(stream::iter(lines).boxed())
     }
 

@@ -55,7 +55,9 @@ pub enum ListenError {
         source: io::Error,
     },
     /// `admin.group` names no group.
-    #[error("Configuration field admin.group is {group:?}: no such group on this host; give a name or a number")]
+    #[error(
+        "Configuration field admin.group is {group:?}: no such group on this host; give a name or a number"
+    )]
     Group {
         /// Its value.
         group: String,
@@ -75,7 +77,9 @@ pub enum ListenError {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => ": another process has the port (rpcbind has 111); change the field or stop it",
+        io::ErrorKind::AddrInUse => {
+            ": another process has the port (rpcbind has 111); change the field or stop it"
+        }
         io::ErrorKind::PermissionDenied => ": ports below 1024 need root or CAP_NET_BIND_SERVICE",
         _ => "",
     }
@@ -96,7 +100,11 @@ impl Listener {
     pub(super) async fn tcp(address: SocketAddr, field: &'static str) -> Result<TcpListener, ListenError> {
         TcpListener::bind(address)
             .await
-            .map_err(|source| ListenError::Tcp { address, field, source })
+            .map_err(|source| ListenError::Tcp {
+                address,
+                field,
+                source,
+            })
     }
 }
 

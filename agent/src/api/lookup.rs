@@ -70,12 +70,12 @@ pub(super) async fn by_pod(
             && uid.is_none_or(|uid| group.spec.uid.as_deref() == Some(uid) || group.id.as_str() == uid)
     };
     // The newest, should a finished group have the same name.
-    engine
-        .list()
-        .await
-        .into_iter()
-        .rfind(matches)
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("pod \"{namespace}/{name}\" not found")))
+    engine.list().await.into_iter().rfind(matches).ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("pod \"{namespace}/{name}\" not found"),
+        )
+    })
 }
 
 /// The named container of the group, or its first.
@@ -85,9 +85,12 @@ pub(super) async fn by_pod(
 pub(super) fn container(group: &Group, name: Option<&str>) -> Result<String> {
     let Some(name) = name.filter(|name| !name.is_empty()) else {
         let first = group.spec.containers.first();
-        return first
-            .map(|container| container.name.clone())
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("Group {} has no container", group.id)));
+        return first.map(|container| container.name.clone()).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("Group {} has no container", group.id),
+            )
+        });
     };
     let names: Vec<_> = group.spec.containers.iter().map(|c| c.name.as_str()).collect();
     if names.contains(&name) {

@@ -41,7 +41,9 @@ impl<'a> Query<'a> {
         let Some(text) = self.get(name).filter(|text| !text.is_empty()) else {
             return Ok(None);
         };
-        let number = text.parse().map_err(|_| invalid(name, text, "valid: 0 or more"))?;
+        let number = text
+            .parse()
+            .map_err(|_| invalid(name, text, "valid: 0 or more"))?;
         Ok(Some(number))
     }
 }
@@ -203,10 +205,15 @@ mod tests {
 
     #[test]
     fn log_options_are_read() {
-        let options = logs("follow=true&tailLines=5&timestamps=1&sinceTime=1970-01-01T00:00:07Z&previous=true").unwrap();
+        let options =
+            logs("follow=true&tailLines=5&timestamps=1&sinceTime=1970-01-01T00:00:07Z&previous=true")
+                .unwrap();
         assert!(options.follow && options.timestamps && options.previous);
         assert_eq!(options.tail_lines, Some(5));
-        assert_eq!(options.since, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(7)));
+        assert_eq!(
+            options.since,
+            Some(SystemTime::UNIX_EPOCH + Duration::from_secs(7))
+        );
         assert_eq!(
             logs("sinceSeconds=99999999999999").unwrap().since,
             Some(SystemTime::UNIX_EPOCH)

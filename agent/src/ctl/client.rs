@@ -16,7 +16,11 @@ use tokio_tungstenite::{WebSocketStream, tungstenite};
 use crate::{api::admin::wire::Failure, group::status::Group};
 
 /// Encoded in a part of a path.
-const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const PART: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
 
 /// Largest JSON reply.
 const MAX_REPLY_BYTES: usize = 256 << 20;
@@ -61,7 +65,12 @@ impl Client {
         Err(refused(response).await)
     }
 
-    fn request(method: Method, path: &str, kind: &str, body: Vec<u8>) -> anyhow::Result<Request<Full<Bytes>>> {
+    fn request(
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Vec<u8>,
+    ) -> anyhow::Result<Request<Full<Bytes>>> {
         Request::builder()
             .method(method)
             .uri(path)
@@ -100,7 +109,12 @@ impl Client {
     }
 
     /// Sends a request whose reply is a stream of bytes.
-    pub(super) async fn stream(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<ByteStream> {
+    pub(super) async fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> anyhow::Result<ByteStream> {
         let response = self
             .send(Self::request(method, path, "application/json", body)?)
             .await?;
@@ -110,7 +124,12 @@ impl Client {
     }
 
     /// Sends a request whose reply is a stream of JSON lines.
-    pub(super) async fn lines(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<LineStream> {
+    pub(super) async fn lines(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> anyhow::Result<LineStream> {
         Ok(LineStream {
             bytes: self.stream(method, path, body).await?,
             buffer: BytesMut::new(),
@@ -118,7 +137,11 @@ impl Client {
     }
 
     /// Opens a WebSocket.
-    pub(super) async fn websocket(&self, path: &str, protocol: &str) -> anyhow::Result<WebSocketStream<UnixStream>> {
+    pub(super) async fn websocket(
+        &self,
+        path: &str,
+        protocol: &str,
+    ) -> anyhow::Result<WebSocketStream<UnixStream>> {
         let stream = self.connect().await?;
         let request = Request::builder()
             .uri(format!("ws://agent{path}"))
@@ -147,7 +170,10 @@ impl Client {
 
 async fn refused(response: http::Response<Incoming>) -> anyhow::Error {
     let status = response.status();
-    match http_body_util::Limited::new(response.into_body(), 1 << 20).collect().await {
+    match http_body_util::Limited::new(response.into_body(), 1 << 20)
+        .collect()
+        .await
+    {
         Ok(body) => failure(status, &body.to_bytes()),
         Err(_) => failure(status, b""),
     }
@@ -207,8 +233,9 @@ impl LineStream {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);
-                let object = serde_json::from_slice(&line)
-                    .context("A line of the agent is not understood (are ecictl and the agent of the same version?)")?;
+                let object = serde_json::from_slice(&line).context(
+                    "A line of the agent is not understood (are ecictl and the agent of the same version?)",
+                )?;
                 return Ok(Some(object));
             }
             match self.bytes.next().await? {

@@ -68,7 +68,11 @@ async fn wait_until_running(client: &Client, created: &Created, quiet: bool) -> 
             // Events are appended; the oldest fall off only beyond what a start makes.
             for event in events.iter().skip(shown) {
                 let about = event.container.as_deref().map(|name| format!(" {name}:"));
-                let mark = if event.kind == EventKind::Warning { "!" } else { "·" };
+                let mark = if event.kind == EventKind::Warning {
+                    "!"
+                } else {
+                    "·"
+                };
                 eprintln!(
                     "{mark} {}{} {}",
                     event.reason,
@@ -91,7 +95,9 @@ async fn wait_until_running(client: &Client, created: &Created, quiet: bool) -> 
 /// Whether a container has not started yet. One that restarts has.
 fn has_waiting(group: &Group) -> bool {
     group.status.containers.iter().any(|container| {
-        matches!(container.state, ContainerState::Waiting { .. }) && container.restart_count == 0 && container.previous.is_none()
+        matches!(container.state, ContainerState::Waiting { .. })
+            && container.restart_count == 0
+            && container.previous.is_none()
     })
 }
 

@@ -81,7 +81,10 @@ fn render(group: &Group) -> String {
         }
         for mount in &wanted.volume_mounts {
             let mode = if mount.read_only { " (read-only)" } else { "" };
-            lines.push(nested("Mount", &format!("{} at {}{mode}", mount.name, mount.mount_path)));
+            lines.push(nested(
+                "Mount",
+                &format!("{} at {}{mode}", mount.name, mount.mount_path),
+            ));
         }
     }
     lines.push(String::new());
@@ -116,7 +119,9 @@ fn state(state: &ContainerState) -> String {
             finished_at_ms,
             ..
         } => {
-            let signal = signal.map(|signal| format!(", signal {signal}")).unwrap_or_default();
+            let signal = signal
+                .map(|signal| format!(", signal {signal}"))
+                .unwrap_or_default();
             format!(
                 "Terminated ({reason}), exit code {exit_code}{signal}, {} {message}",
                 table::time(*finished_at_ms)

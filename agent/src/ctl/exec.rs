@@ -25,7 +25,9 @@ pub(super) async fn run(client: &Client, args: ExecArgs) -> anyhow::Result<u8> {
     let raw = if args.tty && args.stdin {
         let raw = terminal::RawMode::enter().context("Failed to set the terminal's mode")?;
         if raw.is_none() {
-            eprintln!("ecictl: standard input is not a terminal; the command gets one, this side stays as it is");
+            eprintln!(
+                "ecictl: standard input is not a terminal; the command gets one, this side stays as it is"
+            );
         }
         raw
     } else {

@@ -106,7 +106,8 @@ async fn pull(client: &Client, pull: &Pull) -> anyhow::Result<u8> {
             }
             PullLine::Failure(failure) => {
                 progress.clear();
-                return Err(anyhow::Error::new(Refused(failure)).context(format!("Failed to pull {}", pull.reference)));
+                return Err(anyhow::Error::new(Refused(failure))
+                    .context(format!("Failed to pull {}", pull.reference)));
             }
         }
     }
@@ -151,7 +152,11 @@ impl Progress {
                         "{prefix:12} {msg:12} [{bar:30}] {binary_bytes}/{binary_total_bytes}",
                     )
                     .unwrap_or_else(|_| ProgressStyle::default_bar());
-                    bars.add(ProgressBar::new(status.total_bytes).with_style(style).with_prefix(name))
+                    bars.add(
+                        ProgressBar::new(status.total_bytes)
+                            .with_style(style)
+                            .with_prefix(name),
+                    )
                 });
                 bar.set_length(status.total_bytes);
                 bar.set_position(status.done_bytes);

@@ -28,8 +28,16 @@ fn render(groups: &[Group], now_ms: u64) -> String {
         .iter()
         .map(|group| {
             let status = &group.status;
-            let ready = status.containers.iter().filter(|container| container.ready).count();
-            let restarts: u32 = status.containers.iter().map(|container| container.restart_count).sum();
+            let ready = status
+                .containers
+                .iter()
+                .filter(|container| container.ready)
+                .count();
+            let restarts: u32 = status
+                .containers
+                .iter()
+                .map(|container| container.restart_count)
+                .sum();
             vec![
                 group.id.to_string(),
                 format!("{}/{}", group.spec.namespace, group.spec.name),

@@ -50,7 +50,9 @@ fn parse_since(text: &str) -> anyhow::Result<(&'static str, String)> {
     match seconds {
         Some(seconds) => Ok(("sinceSeconds", seconds.to_string())),
         None => {
-            bail!("--since is {text:?}; valid: a time such as 2026-01-01T00:00:00Z or a duration such as 90s, 5m, 2h, 1d")
+            bail!(
+                "--since is {text:?}; valid: a time such as 2026-01-01T00:00:00Z or a duration such as 90s, 5m, 2h, 1d"
+            )
         }
     }
 }

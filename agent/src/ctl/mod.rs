@@ -78,7 +78,9 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         }
         Command::Version => {
             let agent: crate::api::admin::wire::Version = client.get("/v1/version").await?;
-            table::print(format!("ecictl {}\nagent  {}\n", env!("CARGO_PKG_VERSION"), agent.version).as_bytes())?;
+            table::print(
+                format!("ecictl {}\nagent  {}\n", env!("CARGO_PKG_VERSION"), agent.version).as_bytes(),
+            )?;
             Ok(0)
         }
     }

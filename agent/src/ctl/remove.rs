@@ -19,7 +19,10 @@ pub(super) async fn run(client: &Client, args: &RmArgs) -> anyhow::Result<u8> {
     let mut code = 0;
     for group in &args.groups {
         let path = group_path(group, &suffix);
-        match client.call::<Created>(Method::DELETE, &path, "", Vec::new()).await {
+        match client
+            .call::<Created>(Method::DELETE, &path, "", Vec::new())
+            .await
+        {
             Ok(gone) => table::print(format!("{}\n", gone.id).as_bytes())?,
             Err(error) if args.force && is_missing(&error) => {}
             // The others are still deleted.

@@ -34,7 +34,9 @@ pub(super) fn columns(header: &[&str], rows: &[Vec<String>]) -> String {
 
 /// Text of a guest or registry can't move the cursor.
 pub(super) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// Unix milliseconds now.
@@ -81,7 +83,10 @@ mod tests {
 
     #[test]
     fn tables_line_up() {
-        let rows = vec![vec!["a".into(), "long cell".into()], vec!["bbb".into(), "x\x1b[2J".into()]];
+        let rows = vec![
+            vec!["a".into(), "long cell".into()],
+            vec!["bbb".into(), "x\x1b[2J".into()],
+        ];
         assert_eq!(
             columns(&["ID", "NAME"], &rows),
             "ID    NAME\na     long cell\nbbb   x [2J\n"

@@ -40,7 +40,16 @@ pub(super) async fn run(client: &Client, args: &TopArgs) -> anyhow::Result<u8> {
         };
         rows.extend(render(group, before.as_ref(), &after));
     }
-    let header = ["GROUP", "CONTAINER", "CPU", "MEMORY", "LIMIT", "PIDS", "DISK", "NET RX/TX"];
+    let header = [
+        "GROUP",
+        "CONTAINER",
+        "CPU",
+        "MEMORY",
+        "LIMIT",
+        "PIDS",
+        "DISK",
+        "NET RX/TX",
+    ];
     table::print(table::columns(&header, &rows).as_bytes())?;
     Ok(0)
 }
@@ -64,14 +73,22 @@ fn render(group: &Group, before: Option<&GroupStats>, after: &GroupStats) -> Vec
         table::bytes(group.spec.size.memory_bytes),
         "-".into(),
         table::bytes(after.scratch_used_bytes),
-        format!("{}/{}", table::bytes(network.rx_bytes), table::bytes(network.tx_bytes)),
+        format!(
+            "{}/{}",
+            table::bytes(network.rx_bytes),
+            table::bytes(network.tx_bytes)
+        ),
     ]];
     for container in &after.containers {
         let earlier = before.and_then(|before| before.containers.iter().find(|c| c.name == container.name));
         rows.push(vec![
             group.spec.name.clone(),
             container.name.clone(),
-            cpu(earlier.map(|c| c.cpu_usage_us), container.cpu_usage_us, elapsed_us),
+            cpu(
+                earlier.map(|c| c.cpu_usage_us),
+                container.cpu_usage_us,
+                elapsed_us,
+            ),
             table::bytes(container.memory_working_set_bytes),
             match container.memory_limit_bytes {
                 0 => "-".into(),

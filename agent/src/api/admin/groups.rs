@@ -40,7 +40,11 @@ pub(super) async fn list(State(engine): Shared) -> Json<Vec<Group>> {
 }
 
 pub(super) async fn get(State(engine): Shared, Path(group): Path<String>) -> Answer {
-    json(lookup::by_text(engine.as_ref(), &group).await.map(without_secrets))
+    json(
+        lookup::by_text(engine.as_ref(), &group)
+            .await
+            .map(without_secrets),
+    )
 }
 
 /// Registry passwords are for pulling, not for reading.
@@ -65,7 +69,8 @@ pub(super) async fn create(
     let (name, namespace) = (spec.name.clone(), spec.namespace.clone());
     // Names are how people speak of groups here, so they are unique; the ECI door goes by id alone.
     if token.is_none() && engine.list().await.iter().any(|group| same_name(group, &spec)) {
-        let message = format!("A group called {namespace}/{name} exists; delete it first, or choose another name");
+        let message =
+            format!("A group called {namespace}/{name} exists; delete it first, or choose another name");
         return Err(Error::new(ErrorKind::AlreadyExists, message).into());
     }
     let id = engine.create(spec, token).await?;
@@ -81,7 +86,8 @@ fn invalid(message: String) -> Error {
 }
 
 fn parse_pod(body: &[u8]) -> Result<GroupSpec> {
-    let text = std::str::from_utf8(body).map_err(|error| invalid(format!("The manifest is not UTF-8: {error}")))?;
+    let text =
+        std::str::from_utf8(body).map_err(|error| invalid(format!("The manifest is not UTF-8: {error}")))?;
     let pod = pod::parse_manifest(text).map_err(|error| invalid(error.to_string()))?;
     pod::to_group(pod, &SizeTable::default()).map_err(|violations| invalid(violations.to_string()))
 }
@@ -92,7 +98,11 @@ fn parse_eci(body: &[u8]) -> Result<GroupSpec> {
     eci::to_group(&params, &SizeTable::default()).map_err(|violations| invalid(violations.to_string()))
 }
 
-pub(super) async fn delete(State(engine): Shared, Path(group): Path<String>, RawQuery(raw): RawQuery) -> Answer {
+pub(super) async fn delete(
+    State(engine): Shared,
+    Path(group): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Answer {
     let group = lookup::by_text(engine.as_ref(), &group).await?;
     let query = Query::parse(raw.as_deref());
     let (grace, wait) = (query.number("grace")?, query.flag("wait")?);
@@ -155,7 +165,11 @@ pub(super) async fn exec(
     Ok(response)
 }
 
-pub(super) async fn logs(State(engine): Shared, Path(group): Path<String>, RawQuery(raw): RawQuery) -> Answer {
+pub(super) async fn logs(
+    State(engine): Shared,
+    Path(group): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Answer {
     let group = lookup::by_text(engine.as_ref(), &group).await?;
     let query = Query::parse(raw.as_deref());
     let container = lookup::container(&group, query.get("container"))?;

@@ -1,8 +1,6 @@
 //! Requests about images.
 
-use axum::{
-    extract::{RawQuery, State},
-};
+use axum::extract::{RawQuery, State};
 use bytes::Bytes;
 use futures_util::StreamExt;
 
@@ -56,7 +54,6 @@ fn registry_of(reference: &str) -> &str {
         _ => "docker.io",
     }
 }
-
 
 #[cfg(test)]
 mod tests {

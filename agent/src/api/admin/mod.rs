@@ -129,7 +129,8 @@ pub(super) fn bind(config: &Config) -> std::result::Result<Listener, ListenError
     }
     remove_stale(path).map_err(failed("replace the socket"))?;
     let listener = UnixListener::bind(path).map_err(failed("listen on the socket"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed("set the mode of the socket"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))
+        .map_err(failed("set the mode of the socket"))?;
     if let Some(gid) = allowed.gid() {
         chown(path, None, Some(gid)).map_err(failed("set the group of the socket"))?;
     }

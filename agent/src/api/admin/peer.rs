@@ -102,7 +102,8 @@ mod tests {
     use super::*;
 
     const GROUPS: &str = "root:x:0:\neci:x:120:alice,bob,ghost\n";
-    const USERS: &str = "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/:/bin/sh\nbob:x:1001:1001::/:/bin/sh\n";
+    const USERS: &str =
+        "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/:/bin/sh\nbob:x:1001:1001::/:/bin/sh\n";
 
     #[test]
     fn members_are_found_by_name_or_number() {
@@ -120,7 +121,12 @@ mod tests {
             own_uid: 500,
             group: find_group("eci", GROUPS, USERS),
         };
-        assert!(allowed.allows(0, 0) && allowed.allows(500, 9) && allowed.allows(9, 120) && allowed.allows(1000, 9));
+        assert!(
+            allowed.allows(0, 0)
+                && allowed.allows(500, 9)
+                && allowed.allows(9, 120)
+                && allowed.allows(1000, 9)
+        );
         assert!(!allowed.allows(9, 9));
         let root = AllowedPeers {
             own_uid: 0,

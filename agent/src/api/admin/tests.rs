@@ -57,7 +57,9 @@ async fn start() -> Agent {
 
 async fn call(agent: &Agent, method: Method, path: &str, kind: &str, body: &str) -> (u16, String) {
     let stream = UnixStream::connect(&agent.socket).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
     tokio::spawn(connection);
     let request = Request::builder()
         .method(method)
@@ -76,7 +78,8 @@ async fn get(agent: &Agent, path: &str) -> (u16, String) {
     call(agent, Method::GET, path, "", "").await
 }
 
-const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: db}\nspec: {containers: [{name: c, image: busybox}]}\n";
+const POD: &str =
+    "apiVersion: v1\nkind: Pod\nmetadata: {name: db}\nspec: {containers: [{name: c, image: busybox}]}\n";
 
 #[tokio::test]
 async fn groups_are_created_listed_and_deleted() {
@@ -84,7 +87,10 @@ async fn groups_are_created_listed_and_deleted() {
     let (status, body) = call(&agent, Method::POST, "/v1/groups", "application/yaml", POD).await;
     assert_eq!(status, 201, "{body}");
     let created: wire::Created = serde_json::from_str(&body).unwrap();
-    assert_eq!((created.name.as_str(), created.namespace.as_str()), ("db", "default"));
+    assert_eq!(
+        (created.name.as_str(), created.namespace.as_str()),
+        ("db", "default")
+    );
 
     let (status, body) = call(&agent, Method::POST, "/v1/groups", "application/yaml", POD).await;
     assert_eq!(status, 409);
@@ -93,16 +99,27 @@ async fn groups_are_created_listed_and_deleted() {
     let (_, body) = get(&agent, "/v1/groups").await;
     let groups: Vec<crate::group::status::Group> = serde_json::from_str(&body).unwrap();
     assert_eq!(groups.len(), 2);
-    for name in ["db", "default%2Fdb", created.id.as_str(), &created.id.as_str()[..12]] {
+    for name in [
+        "db",
+        "default%2Fdb",
+        created.id.as_str(),
+        &created.id.as_str()[..12],
+    ] {
         assert_eq!(get(&agent, &format!("/v1/groups/{name}")).await.0, 200, "{name}");
     }
     let (status, _) = call(&agent, Method::DELETE, "/v1/groups/db?grace=3&wait=true", "", "").await;
     assert_eq!(status, 200);
-    assert_eq!(agent.engine.calls(), ["create db", "delete grace=Some(3) wait=true"]);
+    assert_eq!(
+        agent.engine.calls(),
+        ["create db", "delete grace=Some(3) wait=true"]
+    );
     let (status, body) = get(&agent, "/v1/groups/db").await;
     assert_eq!(status, 404);
     let failure: Failure = serde_json::from_str(&body).unwrap();
-    assert!(failure.is_not_found() && failure.message.contains("\"db\""), "{body}");
+    assert!(
+        failure.is_not_found() && failure.message.contains("\"db\""),
+        "{body}"
+    );
 }
 
 #[tokio::test]
@@ -113,7 +130,10 @@ async fn eci_requests_are_accepted_as_json() {
     let (status, text) = call(&agent, Method::POST, "/v1/groups", groups::ECI_JSON, body).await;
     assert_eq!(status, 201, "{text}");
     let (_, text) = get(&agent, "/v1/groups/job").await;
-    assert!(text.contains("\"username\":\"u\"") && !text.contains("hunter2"), "{text}");
+    assert!(
+        text.contains("\"username\":\"u\"") && !text.contains("hunter2"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -144,7 +164,9 @@ async fn a_watch_shows_changes_until_the_group_is_gone() {
     let changes = async {
         // Each waits for the one before to be seen, else two changes may be one.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        agent.engine.change(&id, |group| group.status.phase = Phase::Succeeded);
+        agent
+            .engine
+            .change(&id, |group| group.status.phase = Phase::Succeeded);
         tokio::time::sleep(Duration::from_millis(50)).await;
         agent.engine.delete(&id, None, true).await.unwrap();
     };
@@ -161,7 +183,10 @@ async fn a_watch_shows_changes_until_the_group_is_gone() {
 #[tokio::test]
 async fn logs_stats_images_and_host_are_served() {
     let agent = start().await;
-    assert_eq!(get(&agent, "/v1/groups/web/logs").await.1, "log 0\nlog 1\nlog 2\n");
+    assert_eq!(
+        get(&agent, "/v1/groups/web/logs").await.1,
+        "log 0\nlog 1\nlog 2\n"
+    );
     let (_, body) = get(&agent, "/v1/groups/web/stats").await;
     let stats: crate::engine::GroupStats = serde_json::from_str(&body).unwrap();
     assert_eq!(stats.containers[0].cpu_usage_us, 1_500_000);
@@ -175,10 +200,23 @@ async fn logs_stats_images_and_host_are_served() {
     let (_, body) = call(&agent, Method::POST, "/v1/images/pull", "", pull).await;
     let last: wire::PullLine = serde_json::from_str(body.lines().last().unwrap()).unwrap();
     assert!(matches!(last, wire::PullLine::Status(status) if status.digest.is_some()));
-    let (_, body) = call(&agent, Method::POST, "/v1/images/pull", "", r#"{"reference":"missing"}"#).await;
-    assert!(body.contains("\"failure\"") && body.contains("No such image"), "{body}");
+    let (_, body) = call(
+        &agent,
+        Method::POST,
+        "/v1/images/pull",
+        "",
+        r#"{"reference":"missing"}"#,
+    )
+    .await;
+    assert!(
+        body.contains("\"failure\"") && body.contains("No such image"),
+        "{body}"
+    );
     let calls = agent.engine.calls().join("\n");
-    assert!(calls.contains("remove a/b") && calls.contains("reg.local"), "{calls}");
+    assert!(
+        calls.contains("remove a/b") && calls.contains("reg.local"),
+        "{calls}"
+    );
     assert!(!calls.contains("hunter2"));
 }
 
@@ -206,9 +244,13 @@ async fn strangers_are_told_why() {
             .serve_connection(TokioIo::new(server), service)
             .await
     });
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client))
+        .await
+        .unwrap();
     tokio::spawn(connection);
-    let request = Request::get("/v1/groups").body(Full::new(bytes::Bytes::new())).unwrap();
+    let request = Request::get("/v1/groups")
+        .body(Full::new(bytes::Bytes::new()))
+        .unwrap();
     let response = sender.send_request(request).await.unwrap();
     assert_eq!(response.status().as_u16(), 403);
     let body = response.into_body().collect().await.unwrap().to_bytes();
