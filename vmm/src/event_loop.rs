@@ -1,5 +1,5 @@
 //! The VMM thread: takes the owner's commands, and reports the end. The one list of what can wake it:
-//! a command, and the end of the VM.
+//! a command, events that other threads could not send, and the end of the VM.
 
 use std::error::Error;
 use std::os::fd::OwnedFd;
@@ -11,52 +11,57 @@ use crate::builder::{self, Machine};
 use crate::config::SliceDisk;
 use crate::control::{Command, ControlError, Event, ExitReason, VmmSocket};
 use crate::devices::virtio::block::SliceMap;
+use crate::reporter::Reporter;
 use crate::resources::Resources;
 use crate::vm::EndSignal;
 
 /// Serves one VM from its `Start` to its end, which is the last thing reported; the process is to end then.
-pub fn run(owner: &VmmSocket) -> ExitReason {
-    let reason = serve(owner);
+#[must_use]
+pub fn run(owner: VmmSocket) -> ExitReason {
+    let reporter = match Reporter::new(owner) {
+        Ok(reporter) => Arc::new(reporter),
+        Err(error) => return start_failed(&error),
+    };
+    let reason = serve(&reporter);
     // An owner that is gone cannot be told.
-    let _ = owner.send(&Event::Exited(reason.clone()), &[]);
+    let _ = reporter.send(&Event::Exited(reason.clone()));
     reason
 }
 
-fn serve(owner: &VmmSocket) -> ExitReason {
+fn serve(reporter: &Arc<Reporter>) -> ExitReason {
     let end = match EndSignal::new() {
         Ok(end) => Arc::new(end),
         Err(error) => return start_failed(&error),
     };
-    let machine = match start(owner, &end) {
+    let machine = match start(reporter, &end) {
         Ok(machine) => machine,
         Err(reason) => return reason,
     };
-    if owner.send(&Event::Started, &[]).is_err() {
+    if reporter.send(&Event::Started).is_err() {
         return ExitReason::Killed;
     }
     loop {
-        if let Some(reason) = wait(owner, &end) {
+        if let Some(reason) = wait(reporter, &end) {
             return reason;
         }
-        match owner.try_recv() {
-            Ok((command, fds)) => {
-                if let Err(reason) = carry_out(command, fds, &machine, owner) {
-                    return reason;
-                }
-            }
-            Err(ControlError::WouldBlock) => {}
-            // Closed by the owner; or an owner that cannot be understood, which is as good as none.
-            Err(_) => return ExitReason::Killed,
+        let served = reporter.flush().is_ok()
+            && reporter.owner().try_recv().map_or_else(
+                // Closed by the owner; or an owner that cannot be understood, which is as good as none.
+                |error| matches!(error, ControlError::WouldBlock),
+                |(command, fds)| carry_out(command, fds, &machine, reporter),
+            );
+        if !served {
+            return ExitReason::Killed;
         }
     }
 }
 
 /// Waits for `Start` and builds the VM.
-fn start(owner: &VmmSocket, end: &Arc<EndSignal>) -> Result<Machine, ExitReason> {
-    match owner.recv() {
+fn start(reporter: &Arc<Reporter>, end: &Arc<EndSignal>) -> Result<Machine, ExitReason> {
+    match reporter.owner().recv() {
         Ok((Command::Start(config), fds)) => {
             let resources = Resources::assign(&config, fds).map_err(|error| start_failed(&error))?;
-            builder::build(&config, resources, end).map_err(|error| start_failed(&error))
+            builder::build(&config, resources, end, reporter).map_err(|error| start_failed(&error))
         }
         Ok((Command::Kill, _)) | Err(ControlError::Closed) => Err(ExitReason::Killed),
         Ok((command, _)) => Err(ExitReason::StartFailed {
@@ -66,25 +71,24 @@ fn start(owner: &VmmSocket, end: &Arc<EndSignal>) -> Result<Machine, ExitReason>
     }
 }
 
-/// Waits for a command or for the end.
-fn wait(owner: &VmmSocket, end: &EndSignal) -> Option<ExitReason> {
-    let mut fds = [PollFd::new(owner, PollFlags::IN), PollFd::new(end, PollFlags::IN)];
+/// Waits for something to do, or for the end.
+fn wait(reporter: &Reporter, end: &EndSignal) -> Option<ExitReason> {
+    let mut fds = [
+        PollFd::new(reporter.owner(), PollFlags::IN),
+        PollFd::new(reporter, PollFlags::IN),
+        PollFd::new(end, PollFlags::IN),
+    ];
     // Interrupted or failed: looked at again all the same.
     let _ = rustix::event::poll(&mut fds, None);
     end.reason()
 }
 
-/// Carries out one command; `Err` ends the VM.
-fn carry_out(
-    command: Command,
-    fds: Vec<OwnedFd>,
-    machine: &Machine,
-    owner: &VmmSocket,
-) -> Result<(), ExitReason> {
+/// Carries out one command; `false` ends the VM.
+fn carry_out(command: Command, fds: Vec<OwnedFd>, machine: &Machine, reporter: &Arc<Reporter>) -> bool {
     let vm = &machine.vm;
     let answer = match command {
         // After a second Start the owner is confused; it wanted an end of this VM at least.
-        Command::Kill | Command::Start(_) => return Err(ExitReason::Killed),
+        Command::Kill | Command::Start(_) => return false,
         Command::Pause { id } if vm.pause() => Event::Done { id },
         Command::Pause { id } => failed(id, "A vCPU did not leave the guest in time"),
         Command::Resume { id } => {
@@ -116,9 +120,19 @@ fn carry_out(
             let end = disk_offset_bytes.saturating_add(length_bytes);
             answer(id, map_of(machine, disk).remove(disk_offset_bytes..end))
         }
-        Command::Connect { id, .. } => failed(id, "The VM has no such device"),
+        Command::Connect { id, port } => {
+            let Ok([stream]) = <[OwnedFd; 1]>::try_from(fds) else {
+                return reporter
+                    .send(&failed(id, "Connect needs one descriptor, a unix stream socket"))
+                    .is_ok();
+            };
+            let reporter = Arc::clone(reporter);
+            let reply = move |result| reporter.report(answer(id, result), None);
+            machine.vsock.connect(port, stream.into(), Box::new(reply));
+            return true;
+        }
     };
-    owner.send(&answer, &[]).map_err(|_| ExitReason::Killed)
+    reporter.send(&answer).is_ok()
 }
 
 fn map_of(machine: &Machine, disk: SliceDisk) -> &SliceMap {

@@ -13,6 +13,7 @@ pub mod irq;
 pub mod kvm;
 pub mod memory;
 pub mod rate_limiter;
+pub mod reporter;
 pub mod resources;
 pub mod sys;
 pub mod vcpu;

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
         eprintln!("eci-vmm: descriptor {CONTROL_FD} is not open: this program is started by the shim");
         return ExitCode::from(2);
     };
-    match vmm::event_loop::run(&control.into()) {
+    match vmm::event_loop::run(control.into()) {
         ExitReason::Shutdown | ExitReason::Reset | ExitReason::Killed => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }

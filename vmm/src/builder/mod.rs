@@ -3,16 +3,20 @@
 mod ports;
 mod virtio;
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use crate::arch::{acpi, boot, cpuid, layout, regs};
 use crate::bus::RangeError;
 use crate::config::{ConfigError, SliceDisk, VmConfig};
-use crate::control::ExitReason;
+use crate::control::{Event, ExitReason};
 use crate::devices::virtio::block::{SliceError, SliceMap};
+use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::{Vsock, VsockHandle};
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, MemoryError};
+use crate::reporter::Reporter;
 use crate::resources::Resources;
 use crate::vcpu::{ExitCounters, Gate, Shared, VcpuEnd, Vcpus};
 use crate::vm::{EndSignal, Vm};
@@ -62,6 +66,9 @@ pub enum BuildError {
     /// Extents that cannot be mapped.
     #[error("Failed to map the extents of a slice disk")]
     Extents(#[source] SliceError),
+    /// The tap or vhost-net.
+    #[error("Failed to make the network device")]
+    Net(#[source] NetError),
     /// An operating system resource.
     #[error("Failed to {operation}")]
     Host {
@@ -90,6 +97,8 @@ pub struct Machine {
     pub read_only: SliceMap,
     /// What is mapped on `vdb`.
     pub read_write: SliceMap,
+    /// The guest's sockets.
+    pub vsock: VsockHandle,
 }
 
 /// Builds the VM and starts its vCPUs. When it ends by itself, `end` is raised.
@@ -100,6 +109,7 @@ pub fn build(
     config: &VmConfig,
     mut resources: Resources,
     end: &Arc<EndSignal>,
+    reporter: &Arc<Reporter>,
 ) -> Result<Machine, BuildError> {
     config.validate().map_err(BuildError::Config)?;
 
@@ -136,6 +146,17 @@ pub fn build(
         &config.read_write_extents,
         resources.read_write,
     )?;
+    if let (Some(net), Some(tap)) = (&config.net, resources.tap) {
+        let net = Net::new(net, tap, resources.vhost_net).map_err(BuildError::Net)?;
+        slots.add("network device", Box::new(net))?;
+    }
+    let reporter = Arc::clone(reporter);
+    let on_guest_connect = move |port, stream: UnixStream| {
+        reporter.report(Event::GuestConnected { port }, Some(stream.into()));
+    };
+    let (device, vsock) =
+        Vsock::new(config.cid, Box::new(on_guest_connect)).map_err(host("make the vsock device"))?;
+    slots.add("vsock device", Box::new(device))?;
     slots.add("entropy device", Box::new(Rng::new()))?;
     let virtio::Slots {
         bus: mmio,
@@ -168,6 +189,7 @@ pub fn build(
         },
         read_only,
         read_write,
+        vsock,
     })
 }
 
