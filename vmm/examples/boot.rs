@@ -150,7 +150,7 @@ fn boot(mut options: Options) -> Result<ExitReason, Failure> {
     drop(fds);
 
     let tell = move |what: &dyn std::fmt::Debug| {
-        eprintln!("[{:9.3} ms] {what:?}", start.elapsed().as_secs_f64() * 1e3)
+        eprintln!("[{:9.3} ms] {what:?}", start.elapsed().as_secs_f64() * 1e3);
     };
     let owner = std::sync::Arc::new(owner);
     let console = std::thread::spawn({

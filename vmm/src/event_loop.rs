@@ -29,7 +29,7 @@ pub fn run(owner: VmmSocket) -> ExitReason {
 }
 
 fn serve(reporter: &Arc<Reporter>) -> ExitReason {
-    let end = match EndSignal::new() {
+    let end = match EndSignal::new(Arc::default()) {
         Ok(end) => Arc::new(end),
         Err(error) => return start_failed(&error),
     };

@@ -10,7 +10,7 @@ use rustix::event::EventfdFlags;
 use crate::control::ExitReason;
 use crate::kvm;
 use crate::memory::GuestMemory;
-use crate::vcpu::{Shared, Vcpus};
+use crate::vcpu::{Gate, Shared, Vcpus};
 
 /// Something that counts; writes its counters under stable names.
 pub type StatsSource = Box<dyn Fn(&mut BTreeMap<String, u64>) + Send>;
@@ -80,17 +80,19 @@ impl Vm {
 /// Carries the reason of the end from whichever thread sees it first to the one that waits for it.
 #[derive(Debug)]
 pub struct EndSignal {
+    gate: Arc<Gate>,
     reason: Mutex<Option<ExitReason>>,
     event: OwnedFd,
 }
 
 impl EndSignal {
-    /// Nothing has ended yet.
+    /// Nothing has ended yet. At the end `gate` stops the vCPUs for good.
     ///
     /// # Errors
     /// No descriptors left.
-    pub fn new() -> std::io::Result<Self> {
+    pub fn new(gate: Arc<Gate>) -> std::io::Result<Self> {
         Ok(Self {
+            gate,
             reason: Mutex::new(None),
             event: rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
         })
@@ -98,12 +100,19 @@ impl EndSignal {
 
     /// The VM ends for this reason, unless it has ended already.
     pub fn raise(&self, reason: ExitReason) {
+        self.gate.end();
         self.reason
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(reason);
         // Fails only when the counter is full, and then it is readable too.
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+    }
+
+    /// What stops the vCPUs.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
     }
 
     /// Why the VM ended, if it has.
@@ -126,11 +135,12 @@ mod tests {
 
     #[test]
     fn the_first_reason_stays() {
-        let end = EndSignal::new().unwrap();
+        let end = EndSignal::new(Arc::default()).unwrap();
         assert_eq!(end.reason(), None);
         end.raise(ExitReason::GuestPanic);
         end.raise(ExitReason::Reset);
         assert_eq!(end.reason(), Some(ExitReason::GuestPanic));
+        assert!(end.gate().has_ended());
         assert_eq!(rustix::io::read(&end, &mut [0; 8]).unwrap(), 8);
     }
 }

@@ -1,5 +1,7 @@
 //! Guests of a few instructions on real KVM, driven over the control socket as the shim does.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod stub_guest;
 
 use std::fs::File;

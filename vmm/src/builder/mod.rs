@@ -18,7 +18,7 @@ use crate::kvm::{self, KvmError};
 use crate::memory::{self, MemoryError};
 use crate::reporter::Reporter;
 use crate::resources::Resources;
-use crate::vcpu::{ExitCounters, Gate, Shared, VcpuEnd, Vcpus};
+use crate::vcpu::{ExitCounters, Shared, VcpuEnd, Vcpus};
 use crate::vm::{EndSignal, Vm};
 
 /// What every guest kernel is told, before what its owner adds.
@@ -174,10 +174,10 @@ pub fn build(
     let shared = Arc::new(Shared {
         pio,
         mmio,
-        gate: Gate::default(),
+        gate: Arc::clone(end.gate()),
         counters: ExitCounters::default(),
     });
-    let on_end = on_vcpu_end(end, &shared);
+    let on_end = on_vcpu_end(end);
     let vcpus = Vcpus::start(vcpus, &shared, &on_end).map_err(host("start the vCPU threads"))?;
     Ok(Machine {
         vm: Vm {
@@ -220,8 +220,8 @@ fn build_vcpus(
     Ok(vcpus)
 }
 
-fn on_vcpu_end(end: &Arc<EndSignal>, shared: &Arc<Shared>) -> Arc<dyn Fn(u32, VcpuEnd) + Send + Sync> {
-    let (end, shared) = (Arc::clone(end), Arc::clone(shared));
+fn on_vcpu_end(end: &Arc<EndSignal>) -> Arc<dyn Fn(u32, VcpuEnd) + Send + Sync> {
+    let end = Arc::clone(end);
     Arc::new(move |vcpu, how| {
         end.raise(match how {
             VcpuEnd::Reset => ExitReason::Reset,
@@ -229,6 +229,5 @@ fn on_vcpu_end(end: &Arc<EndSignal>, shared: &Arc<Shared>) -> Arc<dyn Fn(u32, Vc
             VcpuEnd::Crash => ExitReason::GuestPanic,
             VcpuEnd::Failed(message) => ExitReason::KvmError { vcpu, message },
         });
-        shared.gate.end();
     })
 }

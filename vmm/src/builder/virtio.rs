@@ -63,7 +63,7 @@ impl<'b> Slots<'b> {
         }
         let counters = transport.counters();
         self.stats.push(Box::new(move |into: &mut BTreeMap<String, u64>| {
-            counters.collect(into)
+            counters.collect(into);
         }));
         self.bus
             .insert(base, MMIO_REGION_BYTES, Arc::new(Mutex::new(transport)))

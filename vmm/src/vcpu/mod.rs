@@ -59,7 +59,7 @@ pub struct Shared {
     /// Registers in memory.
     pub mmio: Bus,
     /// Where they stop.
-    pub gate: Gate,
+    pub gate: Arc<Gate>,
     /// What they did.
     pub counters: ExitCounters,
 }
@@ -209,16 +209,16 @@ fn stop_at_gate(vcpu: &mut Vcpu, gate: &Gate) {
 /// Calls `access` once for what a plain instruction can transfer, and byte by byte for a string instruction.
 fn for_each_access(data: &[u8], mut access: impl FnMut(&[u8])) {
     if data.len() <= 4 {
-        access(data)
+        access(data);
     } else {
-        data.chunks(1).for_each(access)
+        data.chunks(1).for_each(access);
     }
 }
 
 fn for_each_access_mut(data: &mut [u8], mut access: impl FnMut(&mut [u8])) {
     if data.len() <= 4 {
-        access(data)
+        access(data);
     } else {
-        data.chunks_mut(1).for_each(access)
+        data.chunks_mut(1).for_each(access);
     }
 }

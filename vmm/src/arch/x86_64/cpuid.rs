@@ -163,7 +163,7 @@ mod tests {
     const SUPPORTED: [(u32, [u32; 4]); 8] = [
         (
             FEATURES,
-            [0x6f1, 0xff20_0800, 0xffff_ffff & !ECX_TSC_DEADLINE, 0x0fff_ffff],
+            [0x6f1, 0xff20_0800, !ECX_TSC_DEADLINE, 0x0fff_ffff],
         ),
         (INTEL_CACHES, [0xffff_c163, 7, 7, 7]),
         (PERFORMANCE_COUNTERS, [0x0730_0802, 1, 2, 3]),
