@@ -2,6 +2,7 @@
 //! a command, events that other threads could not send, and the end of the VM.
 
 use std::error::Error;
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -37,6 +38,8 @@ fn serve(reporter: &Arc<Reporter>) -> ExitReason {
         Ok(machine) => machine,
         Err(reason) => return reason,
     };
+    // Never taken apart: the process ends, which is faster, and the owner need not wait even for that.
+    let machine = ManuallyDrop::new(machine);
     if reporter.send(&Event::Started).is_err() {
         return ExitReason::Killed;
     }

@@ -8,11 +8,11 @@ const ENTRY: u32 = 0x10_0000;
 
 /// 32 bit code, built instruction by instruction.
 #[derive(Default)]
-pub struct Code(Vec<u8>);
+pub(crate) struct Code(Vec<u8>);
 
 impl Code {
     /// `mov dx, port; mov al, value; out dx, al`
-    pub fn out(mut self, port: u16, value: u8) -> Self {
+    pub(crate) fn out(mut self, port: u16, value: u8) -> Self {
         self.0.extend([0x66, 0xba]);
         self.0.extend(port.to_le_bytes());
         self.0.extend([0xb0, value, 0xee]);
@@ -20,12 +20,12 @@ impl Code {
     }
 
     /// Each byte to the serial port.
-    pub fn print(self, text: &str) -> Self {
+    pub(crate) fn print(self, text: &str) -> Self {
         text.bytes().fold(self, |code, byte| code.out(0x3f8, byte))
     }
 
     /// The text with one string instruction, `rep outsb`. First of all instructions: it knows where it is.
-    pub fn print_string(mut self, text: &str) -> Self {
+    pub(crate) fn print_string(mut self, text: &str) -> Self {
         assert!(self.0.is_empty());
         let length = u8::try_from(text.len()).unwrap();
         // A short jump over the text.
@@ -40,18 +40,18 @@ impl Code {
     }
 
     /// Spins for ever.
-    pub fn spin(self) -> Self {
+    pub(crate) fn spin(self) -> Self {
         self.raw(&[0xeb, 0xfe])
     }
 
     /// Any instruction.
-    pub fn raw(mut self, bytes: &[u8]) -> Self {
+    pub(crate) fn raw(mut self, bytes: &[u8]) -> Self {
         self.0.extend(bytes);
         self
     }
 
     /// The kernel file.
-    pub fn into_kernel(self) -> File {
+    pub(crate) fn into_kernel(self) -> File {
         const HEADERS: usize = 64 + 2 * 56;
         const NOTE: usize = 12 + 4 + 4;
         let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1];

@@ -161,10 +161,7 @@ mod tests {
     }
 
     const SUPPORTED: [(u32, [u32; 4]); 8] = [
-        (
-            FEATURES,
-            [0x6f1, 0xff20_0800, !ECX_TSC_DEADLINE, 0x0fff_ffff],
-        ),
+        (FEATURES, [0x6f1, 0xff20_0800, !ECX_TSC_DEADLINE, 0x0fff_ffff]),
         (INTEL_CACHES, [0xffff_c163, 7, 7, 7]),
         (PERFORMANCE_COUNTERS, [0x0730_0802, 1, 2, 3]),
         (EXTENDED_TOPOLOGY, [0, 0, 0, 9]),
