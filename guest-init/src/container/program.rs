@@ -643,11 +643,13 @@ impl fmt::Display for Step {
             Self::Seccomp { .. } => f.write_str("install the system call filter"),
             Self::Execute { candidates, .. } => match candidates.as_slice() {
                 [path] => write!(f, "execute {}", text(path)),
-                [path, ..] => write!(
-                    f,
-                    "execute {:?} found through PATH",
-                    path.to_string_lossy().rsplit('/').next()
-                ),
+                [path, ..] => {
+                    write!(
+                        f,
+                        "execute {} found through PATH",
+                        text(path).rsplit('/').next().unwrap_or_default()
+                    )
+                }
                 [] => f.write_str("execute nothing"),
             },
         }

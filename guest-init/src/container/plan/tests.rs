@@ -45,7 +45,7 @@ fn a_small_specification_gets_everything_a_program_expects() {
         "make the symbolic link /dev/ptmx",
         "bind /run/eci/etc/hosts to /etc/hosts",
         "install the system call filter",
-        "execute \"sh\" found through PATH",
+        "execute sh found through PATH",
     ] {
         position(&steps, step);
     }

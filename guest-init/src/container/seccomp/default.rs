@@ -15,8 +15,6 @@ const REFUSED: &[&str] = &[
     "_sysctl",
     "add_key",
     "afs_syscall",
-    "create_module",
-    "get_kernel_syms",
     "getpmsg",
     "io_uring_enter",
     "io_uring_register",
@@ -71,7 +69,7 @@ const GUARDED: &[(CapabilitySet, &[&str])] = &[
     (CapabilitySet::SYS_CHROOT, &["chroot"]),
     (
         CapabilitySet::SYS_MODULE,
-        &["delete_module", "finit_module", "init_module", "query_module"],
+        &["delete_module", "finit_module", "init_module"],
     ),
     (
         CapabilitySet::SYS_NICE,
