@@ -147,14 +147,16 @@ pub struct SandboxConfig {
     pub request_timeout_seconds: u64,
     /// Added to the guest kernel's command line, for debugging.
     pub kernel_args: String,
-    /// A container's log file is rotated at this size, MiB.
-    pub log_max_mib: u64,
+    /// Parent cgroup (v2) of the groups; empty = no limits on the host's side.
+    pub cgroup_root: PathBuf,
 }
 
 /// Network of the groups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetworkConfig {
+    /// Groups have a network; without it they have a loopback interface only.
+    pub enabled: bool,
     /// Name of the agent's bridge.
     pub bridge: String,
     /// Subnet of the groups, IPv4 CIDR; the first address is the bridge's.
@@ -284,7 +286,7 @@ impl Default for SandboxConfig {
             start_timeout_seconds: 120,
             request_timeout_seconds: 60,
             kernel_args: String::new(),
-            log_max_mib: 10,
+            cgroup_root: "/sys/fs/cgroup/eci".into(),
         }
     }
 }
@@ -292,6 +294,7 @@ impl Default for SandboxConfig {
 impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
+            enabled: true,
             bridge: "eci0".into(),
             subnet: "10.89.0.0/16".into(),
             mtu: 1500,

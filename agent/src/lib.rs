@@ -1,11 +1,20 @@
 //! The agent, as a library so that it can be tested: three doors (`api`), one engine.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod api;
+pub mod capacity;
+pub mod cgroup;
 pub mod config;
 pub mod ctl;
 pub mod engine;
 pub mod error;
 pub mod group;
 pub mod image;
+pub mod logs;
+pub mod network;
+pub mod parts;
+pub mod sandbox;
+pub mod scratch;
+pub mod store;
+mod sys;

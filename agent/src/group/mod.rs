@@ -1,11 +1,20 @@
 //! The container group: what is wanted ([`spec`]) and what is seen ([`status`]). Kubernetes Pods ([`pod`]) and ECI
 //! requests ([`eci`]) both become a [`spec::GroupSpec`], checked once ([`validate`]).
+//!
+//! One task, the [`driver`], owns one group. It asks the pure [`plan`] what to do next and carries it out.
 
+pub mod backoff;
+pub mod driver;
 pub mod eci;
+pub mod events;
+pub mod images;
+mod jobs;
+pub mod plan;
 pub mod pod;
 pub mod quantity;
 pub mod size;
 pub mod spec;
 pub mod status;
 pub mod validate;
+pub(crate) mod view;
 pub mod violation;

@@ -220,3 +220,59 @@ pub enum ImagePullPolicy {
     /// Never.
     Never,
 }
+
+/// Specs for the tests of other modules.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A group of `n` plain containers `c0`, `c1`... that restart always.
+    pub(crate) fn group(name: &str, n: usize) -> GroupSpec {
+        GroupSpec {
+            name: name.into(),
+            namespace: "default".into(),
+            uid: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            containers: (0..n).map(container).collect(),
+            volumes: Vec::new(),
+            restart_policy: RestartPolicy::Always,
+            size: Size {
+                cpu_milli: 1000,
+                memory_bytes: 256 << 20,
+            },
+            hostname: name.into(),
+            dns: None,
+            host_aliases: Vec::new(),
+            termination_grace_period_seconds: 30,
+            registry_credentials: Vec::new(),
+            sysctls: BTreeMap::new(),
+            door: Door::Pod,
+        }
+    }
+
+    fn container(index: usize) -> ContainerSpec {
+        ContainerSpec {
+            name: format!("c{index}"),
+            image: "busybox".into(),
+            image_pull_policy: ImagePullPolicy::IfNotPresent,
+            command: Vec::new(),
+            args: Vec::new(),
+            working_dir: None,
+            env: Vec::new(),
+            ports: Vec::new(),
+            volume_mounts: Vec::new(),
+            size: None,
+            run_as_user: None,
+            run_as_group: None,
+            run_as_non_root: false,
+            read_only_root: false,
+            capabilities_add: Vec::new(),
+            capabilities_drop: Vec::new(),
+            allow_privilege_escalation: true,
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+        }
+    }
+}

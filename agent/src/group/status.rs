@@ -63,6 +63,35 @@ pub struct GroupStatus {
     pub events: Vec<Event>,
 }
 
+impl GroupStatus {
+    /// A group just accepted.
+    pub fn new(spec: &GroupSpec, created_at_ms: u64) -> Self {
+        let container = |name: &String| ContainerStatus {
+            name: name.clone(),
+            state: ContainerState::Waiting {
+                reason: "ContainerCreating".to_owned(),
+                message: String::new(),
+            },
+            previous: None,
+            restart_count: 0,
+            ready: false,
+            image_digest: None,
+            container_id: None,
+        };
+        Self {
+            phase: Phase::Scheduling,
+            reason: String::new(),
+            message: String::new(),
+            created_at_ms,
+            started_at_ms: None,
+            finished_at_ms: None,
+            ip: None,
+            containers: spec.containers.iter().map(|spec| container(&spec.name)).collect(),
+            events: Vec::new(),
+        }
+    }
+}
+
 /// Where a group is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {

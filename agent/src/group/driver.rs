@@ -1,0 +1,682 @@
+//! One task owns one group: it plans, begins jobs, takes in their outcomes, and writes down and publishes each state.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::{AbortHandle, JoinSet},
+};
+
+use super::{
+    backoff,
+    images::LocalImage,
+    jobs::{self, Outcome, Run, container_id},
+    plan::{self, Action, ContainerSeen, SandboxSeen, Seen},
+    spec::{GroupSpec, ImagePullPolicy},
+    status::{ContainerState, EventKind, Group, GroupId},
+    view,
+};
+use crate::{
+    error::Result,
+    parts::{HostParts, now_ms},
+    sandbox::client::{SandboxConnection, TaskState},
+    store::Record,
+};
+
+/// Requests that wait for a driver.
+const QUEUE: usize = 16;
+/// Between attempts to clear a sandbox away, or to write to a store that fails.
+const RETRY_MS: u64 = 10_000;
+
+/// What readers see of a group.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// Wanted and seen.
+    pub group: Group,
+    /// The running sandbox.
+    pub connection: Option<SandboxConnection>,
+}
+
+/// What a driver is asked.
+#[derive(Debug)]
+enum Command {
+    Delete {
+        grace_seconds: Option<u64>,
+        accepted: oneshot::Sender<()>,
+    },
+}
+
+/// The way to a group's driver. Clones lead to the same one.
+#[derive(Debug, Clone)]
+pub struct GroupHandle {
+    commands: mpsc::Sender<Command>,
+    published: watch::Receiver<Arc<Published>>,
+}
+
+impl GroupHandle {
+    /// The group now.
+    pub fn now(&self) -> Arc<Published> {
+        Arc::clone(&self.published.borrow())
+    }
+
+    /// Follows the group; the channel ends with it.
+    pub fn follow(&self) -> watch::Receiver<Arc<Published>> {
+        self.published.clone()
+    }
+
+    /// Asks for the end; returns when the wish is durable. `false` when the group is gone already.
+    pub async fn delete(&self, grace_seconds: Option<u64>) -> bool {
+        let (accepted, answer) = oneshot::channel();
+        let command = Command::Delete {
+            grace_seconds,
+            accepted,
+        };
+        self.commands.send(command).await.is_ok() && answer.await.is_ok()
+    }
+}
+
+/// A container while its driver lives.
+#[derive(Debug)]
+struct Live {
+    seen: ContainerSeen,
+    image: Option<Arc<LocalImage>>,
+}
+
+/// The owner of one group.
+#[derive(Debug)]
+pub struct Driver {
+    parts: Arc<HostParts>,
+    id: GroupId,
+    spec: Arc<GroupSpec>,
+    record: Record,
+    saved: Option<Record>,
+    sandbox: SandboxSeen,
+    /// Counts sandboxes, so that the end of an old one is not taken for the end of the next.
+    generation: u32,
+    sandbox_failures: u32,
+    connection: Option<SandboxConnection>,
+    containers: Vec<Live>,
+    releasing: bool,
+    jobs: JoinSet<Outcome>,
+    starting: Option<AbortHandle>,
+    commands: mpsc::Receiver<Command>,
+    published: watch::Sender<Arc<Published>>,
+}
+
+impl Driver {
+    /// A driver for a group in the store; [`Self::run`] drives it.
+    pub fn new(parts: Arc<HostParts>, record: Record) -> (Self, GroupHandle) {
+        let (command_sender, commands) = mpsc::channel(QUEUE);
+        let first = Arc::new(Published {
+            group: record.group.clone(),
+            connection: None,
+        });
+        let (published, receiver) = watch::channel(first);
+        let containers = record
+            .containers
+            .iter()
+            .map(|container| Live {
+                seen: if container.done {
+                    ContainerSeen::Done
+                } else {
+                    ContainerSeen::Idle {
+                        not_before_ms: container.not_before_ms,
+                    }
+                },
+                image: None,
+            })
+            .collect();
+        let driver = Self {
+            id: record.group.id.clone(),
+            spec: Arc::new(record.group.spec.clone()),
+            saved: Some(record.clone()),
+            record,
+            parts,
+            sandbox: SandboxSeen::Absent { not_before_ms: 0 },
+            generation: 0,
+            sandbox_failures: 0,
+            connection: None,
+            containers,
+            releasing: false,
+            jobs: JoinSet::new(),
+            starting: None,
+            commands,
+            published,
+        };
+        let handle = GroupHandle {
+            commands: command_sender,
+            published: receiver,
+        };
+        (driver, handle)
+    }
+
+    /// Finds out what became of the group while no agent ran: its sandbox is adopted, or its death noted.
+    pub async fn recover(&mut self) {
+        let bundle = self.parts.bundle(&self.id);
+        if !self.record.sandbox_running {
+            if bundle.dir().exists() {
+                self.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
+            }
+            return;
+        }
+        match self.parts.shim.find(self.id.as_str(), &bundle).await {
+            Ok(connection) => self.adopt(connection).await,
+            Err(error) => {
+                let why = format!(
+                    "it was found dead when the agent started: {} {}",
+                    error.chain(),
+                    bundle.last_words()
+                );
+                self.sandbox_died(&why);
+            }
+        }
+    }
+
+    async fn adopt(&mut self, connection: SandboxConnection) {
+        tracing::info!(group_id = %self.id, "sandbox adopted");
+        self.connection = Some(connection.clone());
+        self.sandbox = SandboxSeen::Running;
+        self.watch_sandbox(&connection);
+        for index in 0..self.containers.len() {
+            let Some(run) = self.record.containers[index].runs.checked_sub(1) else {
+                continue;
+            };
+            if self.containers[index].seen == ContainerSeen::Done {
+                continue;
+            }
+            let id = container_id(&self.spec.containers[index].name, run);
+            match connection.state(&id).await {
+                Ok(TaskState::Running | TaskState::Stopped) => {
+                    self.containers[index].seen = ContainerSeen::Running;
+                    self.containers[index].image = self.lease(index).await;
+                    let state = &self.record.group.status.containers[index].state;
+                    if !matches!(state, ContainerState::Running { .. }) {
+                        view::running(&mut self.record.group.status.containers[index], now_ms());
+                    }
+                    if let Some(run) = self.run_of(index) {
+                        self.jobs.spawn(run.watch());
+                    }
+                }
+                Ok(TaskState::Created) => {
+                    if let Err(error) = connection.delete(&id, "").await {
+                        tracing::warn!(group_id = %self.id, error = %error.chain(), "a half made container stays");
+                    }
+                }
+                // It was not created yet, or has ended and was removed: the plan goes on from there.
+                Err(error) => tracing::debug!(group_id = %self.id, error = %error.chain(), "container not found"),
+            }
+        }
+    }
+
+    /// Keeps the image of a container that runs already.
+    async fn lease(&self, index: usize) -> Option<Arc<LocalImage>> {
+        let image = &self.spec.containers[index].image;
+        match self.parts.images.pull(image, ImagePullPolicy::Never, &[], None).await {
+            Ok(image) => Some(Arc::new(image)),
+            Err(error) => {
+                tracing::warn!(group_id = %self.id, error = %error.chain(), "the image of a running container is gone");
+                None
+            }
+        }
+    }
+
+    /// Drives the group until it is gone, or nobody can reach it any more. The sending end of its state is handed back, so
+    /// that the caller decides when followers learn of the end.
+    pub async fn run(mut self) -> watch::Sender<Arc<Published>> {
+        loop {
+            let actions = plan::plan(&self.seen());
+            for action in &actions {
+                self.mark(*action);
+            }
+            self.save().await;
+            let mut wake_ms = None;
+            for action in actions {
+                match action {
+                    Action::WakeAt(at) => wake_ms = Some(wake_ms.map_or(at, |wake: u64| wake.min(at))),
+                    action => self.begin(action),
+                }
+            }
+            let wake = async {
+                match wake_ms {
+                    Some(at) => {
+                        tokio::time::sleep(Duration::from_millis(at.saturating_sub(now_ms()).max(1))).await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command).await,
+                    None => return self.published,
+                },
+                Some(outcome) = self.jobs.join_next() => match outcome {
+                    Ok(Outcome::Released(Ok(()))) => return self.published,
+                    Ok(outcome) => self.take_in(outcome),
+                    Err(error) if error.is_cancelled() => {}
+                    Err(error) => tracing::error!(group_id = %self.id, %error, "a job of a group ended badly"),
+                },
+                () = wake => {}
+            }
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        Seen {
+            now_ms: now_ms(),
+            deleting: self.record.deleting.is_some(),
+            releasing: self.releasing,
+            sandbox: self.sandbox,
+            containers: self.containers.iter().map(|container| container.seen).collect(),
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        let Command::Delete {
+            grace_seconds,
+            accepted,
+        } = command;
+        let grace = grace_seconds.unwrap_or(self.spec.termination_grace_period_seconds);
+        let shorter = self.record.deleting.is_none_or(|before| grace < before);
+        let again = self.record.deleting.is_some() && shorter;
+        if shorter {
+            self.record.deleting = Some(grace);
+        }
+        self.save().await;
+        // The caller may have left.
+        let _ = accepted.send(());
+        if again {
+            for index in 0..self.containers.len() {
+                if self.containers[index].seen == ContainerSeen::Killing
+                    && let Some(run) = self.run_of(index)
+                {
+                    self.jobs.spawn(run.kill(Duration::from_secs(grace)));
+                }
+            }
+        }
+        if let Some(starting) = self.starting.take() {
+            starting.abort();
+            if self.sandbox == SandboxSeen::Starting {
+                self.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
+            }
+        }
+    }
+
+    /// Notes that an action is about to be begun: this state is durable before it is.
+    fn mark(&mut self, action: Action) {
+        match action {
+            Action::StartSandbox => self.sandbox = SandboxSeen::Starting,
+            Action::StopSandbox => {
+                self.sandbox = SandboxSeen::Stopping;
+                self.record.sandbox_running = false;
+            }
+            Action::Pull(index) => {
+                self.containers[index].seen = ContainerSeen::Pulling;
+                let image = &self.spec.containers[index].image;
+                let message = format!("Pulling image \"{image}\"");
+                self.event(EventKind::Normal, "Pulling", message, Some(index));
+            }
+            Action::Start(index) => {
+                self.containers[index].seen = ContainerSeen::Starting;
+                let kept = &mut self.record.containers[index];
+                let run = kept.runs;
+                kept.runs += 1;
+                let status = &mut self.record.group.status.containers[index];
+                status.restart_count = run;
+                status.container_id = Some(container_id(&self.spec.containers[index].name, run));
+                view::waiting(status, view::CREATING, String::new());
+            }
+            Action::Kill(index) => {
+                self.containers[index].seen = ContainerSeen::Killing;
+                let name = &self.spec.containers[index].name;
+                let message = format!("Stopping container {name}");
+                self.event(EventKind::Normal, "Killing", message, Some(index));
+            }
+            Action::Release => self.releasing = true,
+            Action::WakeAt(_) => {}
+        }
+    }
+
+    fn begin(&mut self, action: Action) {
+        let (parts, id, spec, ip) = (
+            Arc::clone(&self.parts),
+            self.id.clone(),
+            Arc::clone(&self.spec),
+            self.record.ip,
+        );
+        match action {
+            Action::StartSandbox => {
+                self.starting = Some(self.jobs.spawn(jobs::start_sandbox(parts, id, spec, ip)));
+            }
+            Action::StopSandbox => {
+                let connection = self.connection.take();
+                self.jobs.spawn(jobs::stop_sandbox(parts, id, ip, connection));
+            }
+            Action::Pull(index) => {
+                self.jobs.spawn(jobs::pull(parts, spec, index));
+            }
+            Action::Start(index) => {
+                if let (Some(run), Some(image)) = (self.run_of(index), self.containers[index].image.clone()) {
+                    self.jobs.spawn(run.start(image));
+                }
+            }
+            Action::Kill(index) => {
+                let grace = Duration::from_secs(self.record.deleting.unwrap_or(0));
+                if let Some(run) = self.run_of(index) {
+                    self.jobs.spawn(run.kill(grace));
+                }
+            }
+            Action::Release => {
+                self.jobs.spawn(jobs::release(parts, id, ip));
+            }
+            Action::WakeAt(_) => {}
+        }
+    }
+
+    /// The last begun run of a container, while there is a sandbox.
+    fn run_of(&self, index: usize) -> Option<Run> {
+        Some(Run {
+            parts: Arc::clone(&self.parts),
+            group_id: self.id.clone(),
+            spec: Arc::clone(&self.spec),
+            index,
+            run: self.record.containers[index].runs.checked_sub(1)?,
+            ip: self.record.ip,
+            connection: self.connection.clone()?,
+        })
+    }
+
+    fn take_in(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::SandboxStarted(result) => self.sandbox_started(result),
+            Outcome::SandboxStopped(result) => self.sandbox_stopped(result),
+            Outcome::SandboxEnded(generation, why) => {
+                if generation == self.generation && self.sandbox == SandboxSeen::Running {
+                    self.sandbox_died(&why);
+                }
+            }
+            Outcome::Pulled(index, result) => self.pulled(index, result),
+            Outcome::Started(index, run, result) => {
+                if self.is_current(index, run, &[ContainerSeen::Starting]) {
+                    self.started(index, result);
+                }
+            }
+            Outcome::Ended(index, run, result) => {
+                if self.is_current(index, run, &[ContainerSeen::Running, ContainerSeen::Killing]) {
+                    match result {
+                        Ok(ended) => self.ended(index, ended),
+                        // The end of its sandbox, which has its own outcome with the reason.
+                        Err(error) => tracing::debug!(group_id = %self.id, error = %error.chain(), "wait ended"),
+                    }
+                }
+            }
+            Outcome::Killed(index, run) => {
+                if self.is_current(index, run, &[ContainerSeen::Killing]) {
+                    // Its end may be on its way; the sandbox's end is the end of it in any case.
+                    self.containers[index].seen = ContainerSeen::Done;
+                    self.record.containers[index].done = true;
+                }
+            }
+            Outcome::Released(result) => {
+                if let Err(error) = result {
+                    tracing::error!(group_id = %self.id, error = %error.chain(), "a group was not released");
+                    self.releasing = false;
+                    self.sandbox = SandboxSeen::Dead {
+                        not_before_ms: now_ms() + RETRY_MS,
+                    };
+                }
+            }
+        }
+    }
+
+    fn is_current(&self, index: usize, run: u32, states: &[ContainerSeen]) -> bool {
+        self.record.containers[index].runs == run + 1 && states.contains(&self.containers[index].seen)
+    }
+
+    fn watch_sandbox(&mut self, connection: &SandboxConnection) {
+        self.generation += 1;
+        self.jobs.spawn(jobs::watch_sandbox(
+            Arc::clone(&self.parts),
+            self.id.clone(),
+            self.generation,
+            connection.clone(),
+        ));
+    }
+
+    fn sandbox_started(&mut self, result: Result<SandboxConnection>) {
+        self.starting = None;
+        if self.sandbox != SandboxSeen::Starting {
+            return;
+        }
+        match result {
+            Ok(connection) => {
+                self.watch_sandbox(&connection);
+                self.connection = Some(connection);
+                self.sandbox = SandboxSeen::Running;
+                self.sandbox_failures = 0;
+                self.record.sandbox_running = true;
+                let status = &mut self.record.group.status;
+                status.started_at_ms.get_or_insert(now_ms());
+                if status.reason == view::SANDBOX_FAILED {
+                    status.reason.clear();
+                    status.message.clear();
+                }
+            }
+            Err(error) => {
+                let words = self.parts.bundle(&self.id).last_words();
+                let mut message = format!("The sandbox did not start: {}", error.chain());
+                if !words.is_empty() {
+                    message = format!("{message} ({words})");
+                }
+                self.sandbox_failures = self.sandbox_failures.saturating_add(1);
+                self.event(EventKind::Warning, "FailedCreatePodSandBox", message.clone(), None);
+                let status = &mut self.record.group.status;
+                view::SANDBOX_FAILED.clone_into(&mut status.reason);
+                status.message = message;
+                self.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
+            }
+        }
+    }
+
+    fn sandbox_stopped(&mut self, result: Result<()>) {
+        self.sandbox = match result {
+            Ok(()) => SandboxSeen::Absent {
+                not_before_ms: now_ms() + backoff::delay_ms(self.sandbox_failures),
+            },
+            Err(error) => {
+                let message = format!("The sandbox was not cleared away: {}", error.chain());
+                self.event(EventKind::Warning, "FailedKillPod", message, None);
+                SandboxSeen::Dead {
+                    not_before_ms: now_ms() + RETRY_MS,
+                }
+            }
+        };
+    }
+
+    /// The sandbox ended with all that ran in it.
+    fn sandbox_died(&mut self, why: &str) {
+        tracing::warn!(group_id = %self.id, why, "sandbox died");
+        self.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
+        self.record.sandbox_running = false;
+        let message = format!("The sandbox died: {why}");
+        self.event(EventKind::Warning, view::SANDBOX_DIED, message.clone(), None);
+        let status = &mut self.record.group.status;
+        view::SANDBOX_DIED.clone_into(&mut status.reason);
+        status.message.clone_from(&message);
+        for index in 0..self.containers.len() {
+            let recorded = matches!(
+                self.record.group.status.containers[index].state,
+                ContainerState::Running { .. }
+            );
+            match self.containers[index].seen {
+                ContainerSeen::Running | ContainerSeen::Killing | ContainerSeen::Starting => {}
+                ContainerSeen::Idle { .. } if recorded => {}
+                _ => continue,
+            }
+            self.finish(index, 137, None, view::SANDBOX_DIED, message.clone(), now_ms());
+        }
+    }
+
+    fn pulled(&mut self, index: usize, result: Result<LocalImage>) {
+        if self.containers[index].seen != ContainerSeen::Pulling {
+            return;
+        }
+        let image = self.spec.containers[index].image.clone();
+        match result {
+            Ok(local) => {
+                let message = if local.was_present {
+                    format!("Container image \"{image}\" already present on machine")
+                } else {
+                    format!("Successfully pulled image \"{image}\"")
+                };
+                let status = &mut self.record.group.status;
+                status.containers[index].image_digest = Some(local.digest.clone());
+                view::creating(&mut status.containers[index]);
+                self.event(EventKind::Normal, "Pulled", message, Some(index));
+                self.containers[index].image = Some(Arc::new(local));
+                self.containers[index].seen = ContainerSeen::Pulled;
+            }
+            Err(error) => {
+                let kept = &mut self.record.containers[index];
+                kept.failures = kept.failures.saturating_add(1);
+                let delay_ms = backoff::delay_ms(kept.failures);
+                kept.not_before_ms = now_ms() + delay_ms;
+                self.containers[index].seen = ContainerSeen::Idle {
+                    not_before_ms: kept.not_before_ms,
+                };
+                let message = format!("Failed to pull image \"{image}\": {}", error.chain());
+                self.event(EventKind::Warning, "Failed", message.clone(), Some(index));
+                let again = format!("Back-off pulling image \"{image}\"");
+                self.event(EventKind::Normal, "BackOff", again, Some(index));
+                let status = &mut self.record.group.status.containers[index];
+                view::waiting(status, "ImagePullBackOff", message);
+            }
+        }
+    }
+
+    fn started(&mut self, index: usize, result: Result<u64>) {
+        let name = self.spec.containers[index].name.clone();
+        match result {
+            Ok(at_ms) => {
+                self.event(
+                    EventKind::Normal,
+                    "Created",
+                    format!("Created container {name}"),
+                    Some(index),
+                );
+                self.event(
+                    EventKind::Normal,
+                    "Started",
+                    format!("Started container {name}"),
+                    Some(index),
+                );
+                let status = &mut self.record.group.status;
+                view::running(&mut status.containers[index], at_ms);
+                self.containers[index].seen = ContainerSeen::Running;
+                if let Some(run) = self.run_of(index) {
+                    self.jobs.spawn(run.watch());
+                }
+            }
+            Err(error) => {
+                let message = error.chain();
+                let text = format!("Error starting container {name}: {message}");
+                self.event(EventKind::Warning, "Failed", text, Some(index));
+                self.finish(index, 128, None, "StartError", message, now_ms());
+            }
+        }
+    }
+
+    fn ended(&mut self, index: usize, ended: jobs::Ended) {
+        let signal = (129..=192).contains(&ended.status).then(|| ended.status - 128);
+        let (reason, message) = match (ended.oom_killed, ended.status) {
+            (true, _) => ("OOMKilled", "The container exceeded its memory limit".to_owned()),
+            (false, 0) => ("Completed", String::new()),
+            (false, _) => ("Error", String::new()),
+        };
+        self.finish(index, ended.status, signal, reason, message, ended.at_ms);
+    }
+
+    /// Notes the end of a run and decides about the next.
+    fn finish(
+        &mut self,
+        index: usize,
+        exit_code: i32,
+        signal: Option<i32>,
+        reason: &str,
+        message: String,
+        at_ms: u64,
+    ) {
+        let status = &mut self.record.group.status.containers[index];
+        let started_at_ms = view::started_at(status).unwrap_or(at_ms);
+        status.ready = false;
+        status.state = ContainerState::Terminated {
+            exit_code,
+            signal,
+            reason: reason.to_owned(),
+            message,
+            started_at_ms,
+            finished_at_ms: at_ms,
+        };
+        let kept = &mut self.record.containers[index];
+        if self.record.deleting.is_some() || !backoff::restarts(self.spec.restart_policy, exit_code) {
+            kept.done = true;
+            self.containers[index].seen = ContainerSeen::Done;
+            return;
+        }
+        let failures = backoff::failures_before(kept.failures, at_ms.saturating_sub(started_at_ms));
+        let delay_ms = backoff::delay_ms(failures);
+        kept.failures = failures.saturating_add(1);
+        kept.not_before_ms = now_ms() + delay_ms;
+        self.containers[index].seen = ContainerSeen::Idle {
+            not_before_ms: kept.not_before_ms,
+        };
+        status.previous = Some(status.state.clone());
+        if delay_ms > 0 {
+            let name = &self.spec.containers[index].name;
+            let text = format!("back-off {}s restarting failed container {name}", delay_ms / 1000);
+            view::waiting(status, "CrashLoopBackOff", text);
+            let message = format!("Back-off restarting failed container {name}");
+            self.event(EventKind::Warning, "BackOff", message, Some(index));
+        }
+    }
+
+    fn event(&mut self, kind: EventKind, reason: &str, message: String, container: Option<usize>) {
+        let name = container.map(|index| self.spec.containers[index].name.as_str());
+        let events = &mut self.record.group.status.events;
+        super::events::push(events, now_ms(), kind, reason, message, name);
+    }
+
+    /// Writes the state down, then shows it.
+    async fn save(&mut self) {
+        let deleting = self.record.deleting.is_some();
+        self.record.group.status.ip = self.record.ip.as_ref().map(Ipv4Addr::to_string);
+        let all_done = self.containers.iter().all(|container| container.seen == ContainerSeen::Done);
+        view::settle(&mut self.record.group.status, deleting, all_done, now_ms());
+        while self.saved.as_ref() != Some(&self.record) {
+            let (store, record) = (self.parts.store.clone(), self.record.clone());
+            let written = tokio::task::spawn_blocking(move || store.put(&record)).await;
+            match written {
+                Ok(Ok(())) => self.saved = Some(self.record.clone()),
+                Ok(Err(error)) => {
+                    tracing::error!(group_id = %self.id, error = %error.chain(), "the store does not take a state");
+                    tokio::time::sleep(Duration::from_millis(RETRY_MS)).await;
+                }
+                Err(error) => {
+                    tracing::error!(group_id = %self.id, %error, "a write to the store ended badly");
+                    tokio::time::sleep(Duration::from_millis(RETRY_MS)).await;
+                }
+            }
+        }
+        let connection = self.connection.clone().filter(|_| self.sandbox == SandboxSeen::Running);
+        self.published.send_if_modified(|published| {
+            let changed =
+                published.group != self.record.group || published.connection.is_some() != connection.is_some();
+            if changed {
+                *published = Arc::new(Published {
+                    group: self.record.group.clone(),
+                    connection,
+                });
+            }
+            changed
+        });
+    }
+}

@@ -1,0 +1,306 @@
+//! The long work of a group's driver: each job runs beside the driver and ends with one [`Outcome`].
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{
+    images::LocalImage,
+    spec::GroupSpec,
+    status::GroupId,
+};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    parts::{HostParts, now_ms},
+    sandbox::{
+        assembly,
+        client::{SandboxConnection, Stdio},
+        oci::{self, GroupFacts},
+    },
+};
+
+const SIGTERM: u32 = 15;
+const SIGKILL: u32 = 9;
+/// After SIGKILL.
+const KILL_DEADLINE: Duration = Duration::from_secs(20);
+/// Exit status of a process that SIGKILL ended.
+const KILLED: i32 = 137;
+/// State of a sandbox that takes containers, in the shim's words.
+pub(super) const SANDBOX_READY: &str = "SANDBOX_READY";
+
+/// How a job ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    SandboxStarted(Result<SandboxConnection>),
+    SandboxStopped(Result<()>),
+    /// A running sandbox ended by itself; why.
+    SandboxEnded(u32, String),
+    Pulled(usize, Result<LocalImage>),
+    /// Since when it runs.
+    Started(usize, u32, Result<u64>),
+    Ended(usize, u32, Result<Ended>),
+    /// All was done that can be done to end it.
+    Killed(usize, u32),
+    Released(Result<()>),
+}
+
+/// The end of a container.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended {
+    pub(super) status: i32,
+    pub(super) oom_killed: bool,
+    pub(super) at_ms: u64,
+}
+
+/// One run of one container.
+#[derive(Debug, Clone)]
+pub(super) struct Run {
+    pub(super) parts: Arc<HostParts>,
+    pub(super) group_id: GroupId,
+    pub(super) spec: Arc<GroupSpec>,
+    pub(super) index: usize,
+    pub(super) run: u32,
+    pub(super) ip: Option<Ipv4Addr>,
+    pub(super) connection: SandboxConnection,
+}
+
+/// The id of a container's run in its sandbox.
+pub(super) fn container_id(name: &str, run: u32) -> String {
+    format!("{name}-{run}")
+}
+
+impl Run {
+    fn name(&self) -> &str {
+        &self.spec.containers[self.index].name
+    }
+
+    fn id(&self) -> String {
+        container_id(self.name(), self.run)
+    }
+
+    /// Creates and starts the container.
+    pub(super) async fn start(self, image: Arc<LocalImage>) -> Outcome {
+        let result = self.try_start(image).await;
+        Outcome::Started(self.index, self.run, result)
+    }
+
+    async fn try_start(&self, image: Arc<LocalImage>) -> Result<u64> {
+        let prepare = {
+            let (run, image) = (self.clone(), Arc::clone(&image));
+            tokio::task::spawn_blocking(move || run.prepare(&image))
+        };
+        let stdio = prepare.await.unwrap_or_else(|error| {
+            Err(Error::with_source(ErrorKind::Internal, "prepare a container", error))
+        })?;
+        let id = self.id();
+        let bundle = self.parts.bundle(&self.group_id).container(&id);
+        self.connection.create_task(&id, &bundle, &image.rootfs, &stdio).await?;
+        if let Err(error) = self.connection.start(&id, "").await {
+            if let Err(error) = self.connection.delete(&id, "").await {
+                tracing::debug!(error = %error.chain(), "a container that did not start was not removed");
+            }
+            return Err(error);
+        }
+        Ok(now_ms())
+    }
+
+    /// Writes `config.json` and makes room for logs. Blocks.
+    fn prepare(&self, image: &LocalImage) -> Result<Stdio> {
+        let container = &self.spec.containers[self.index];
+        let facts = GroupFacts {
+            group_id: self.group_id.as_str().to_owned(),
+            ip: self.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            node_name: self.parts.config.node_name.clone(),
+            host_ip: self.parts.network.gateway().to_string(),
+        };
+        let id = self.id();
+        let resolved = (image.resolve)(container)?;
+        let spec = oci::container_spec(&self.spec, container, &id, &resolved, &facts)?;
+        let bundle = self.parts.bundle(&self.group_id);
+        let dir = bundle.container(&id);
+        let log = self.parts.log_file(&self.group_id, &container.name, self.run);
+        let failed = |what: String| move |error| Error::with_source(ErrorKind::Internal, what, error);
+        std::fs::create_dir_all(&dir).map_err(failed(format!("make {}", dir.display())))?;
+        let config = dir.join("config.json");
+        spec.save(&config).map_err(|error| {
+            Error::with_source(ErrorKind::Internal, format!("write {}", config.display()), error)
+        })?;
+        let log_dir = self.parts.log_dir(&self.group_id, &container.name);
+        std::fs::create_dir_all(&log_dir).map_err(failed(format!("make {}", log_dir.display())))?;
+        self.drop_old_logs();
+        let mut stdio = Stdio {
+            terminal: container.tty,
+            ..Stdio::default()
+        };
+        stdio.stdout = format!("{}{}", protocol::CRI_LOG_SCHEME, log.display());
+        if !container.tty {
+            stdio.stderr = stdio.stdout.clone();
+        }
+        if container.stdin {
+            // The shim keeps a writer of its own, so stdin stays open without anybody attached.
+            let fifo = bundle.fifo(&format!("{id}-stdin"));
+            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            match rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(failed(format!("make FIFO {}", fifo.display()))(error.into())),
+            }
+            stdio.stdin = fifo.to_string_lossy().into_owned();
+        }
+        Ok(stdio)
+    }
+
+    /// Keeps the logs of this run and the one before.
+    fn drop_old_logs(&self) {
+        if let Some(old) = self.run.checked_sub(2) {
+            let path = self.parts.log_file(&self.group_id, self.name(), old);
+            let mut rotated = path.clone().into_os_string();
+            rotated.push(".1");
+            // Both may be gone, or never have been.
+            let _ = std::fs::remove_file(&path);
+            let _ = std::fs::remove_file(rotated);
+        }
+    }
+
+    /// Waits for the container's end, finds out its reason and removes it.
+    pub(super) async fn watch(self) -> Outcome {
+        let result = self.try_watch().await;
+        Outcome::Ended(self.index, self.run, result)
+    }
+
+    async fn try_watch(&self) -> Result<Ended> {
+        let id = self.id();
+        let exit = self.connection.wait(&id, "").await?;
+        let mut oom_killed = false;
+        if exit.status == KILLED {
+            // What died with its VM, or of the OOM killer, looks the same as what was killed.
+            let (state, _) = self.connection.sandbox_status().await?;
+            if state != SANDBOX_READY {
+                return Err(Error::new(ErrorKind::Unavailable, "the sandbox has ended"));
+            }
+            match self.connection.stats(&id).await {
+                Ok(metrics) => {
+                    oom_killed = metrics.memory_events.as_ref().is_some_and(|events| events.oom_kill > 0);
+                }
+                Err(error) => tracing::debug!(error = %error.chain(), "no statistics of an ended container"),
+            }
+        }
+        if let Err(error) = self.connection.delete(&id, "").await {
+            tracing::warn!(group_id = %self.group_id, error = %error.chain(), "an ended container was not removed");
+        }
+        Ok(Ended {
+            status: exit.status,
+            oom_killed,
+            at_ms: if exit.at_ms == 0 { now_ms() } else { exit.at_ms },
+        })
+    }
+
+    /// SIGTERM, grace, SIGKILL.
+    pub(super) async fn kill(self, grace: Duration) -> Outcome {
+        let id = self.id();
+        let signal = async |signal: u32, all: bool| {
+            if let Err(error) = self.connection.kill(&id, "", signal, all).await {
+                // It may have ended in between.
+                tracing::debug!(error = %error.chain(), "a signal was not sent");
+            }
+        };
+        if !grace.is_zero() {
+            signal(SIGTERM, false).await;
+        }
+        if grace.is_zero() || timeout(grace, self.connection.wait(&id, "")).await.is_err() {
+            signal(SIGKILL, true).await;
+            if timeout(KILL_DEADLINE, self.connection.wait(&id, "")).await.is_err() {
+                tracing::warn!(group_id = %self.group_id, container_id = id, "SIGKILL did not end a container");
+            }
+        }
+        Outcome::Killed(self.index, self.run)
+    }
+}
+
+/// Waits for a sandbox's own end and finds out its reason.
+pub(super) async fn watch_sandbox(
+    parts: Arc<HostParts>,
+    id: GroupId,
+    generation: u32,
+    connection: SandboxConnection,
+) -> Outcome {
+    let why = match connection.wait_sandbox().await {
+        Ok(_) => match connection.sandbox_status().await {
+            Ok((_, info)) => {
+                let get = |key: &str| info.get(key).map(String::as_str).unwrap_or_default();
+                let text = format!("{} {}", get("exit_reason"), get("exit_message"));
+                let mut text = text.trim().to_owned();
+                if let Some(line) = get("console").lines().rev().find(|line| !line.trim().is_empty()) {
+                    let line: String = line.chars().filter(|c| !c.is_control()).take(200).collect();
+                    text = format!("{text}; last console line: {line}");
+                }
+                text
+            }
+            Err(error) => error.chain(),
+        },
+        Err(error) => {
+            let words = parts.bundle(&id).last_words();
+            format!("the shim is gone ({}); {words}", error.chain())
+        }
+    };
+    let host_oom = parts.cgroups.oom_kills(&id);
+    let why = if host_oom > 0 {
+        format!("the host's OOM killer ended the VMM: the group outgrew its memory limit; {why}")
+    } else {
+        why
+    };
+    Outcome::SandboxEnded(generation, why)
+}
+
+/// Removes what outlives the sandbox: logs, address, record.
+pub(super) async fn release(parts: Arc<HostParts>, id: GroupId, ip: Option<Ipv4Addr>) -> Outcome {
+    let work = {
+        let parts = Arc::clone(&parts);
+        tokio::task::spawn_blocking(move || {
+            let logs = parts.logs_dir().join(id.as_str());
+            match std::fs::remove_dir_all(&logs) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %logs.display(), %error, "logs of a removed group stay");
+                }
+                _ => {}
+            }
+            parts.store.remove(&id)
+        })
+    };
+    let result = work
+        .await
+        .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, "release a group", error)));
+    if let (Ok(()), Some(ip)) = (&result, ip) {
+        parts.network.release(ip);
+    }
+    Outcome::Released(result)
+}
+
+/// Starts the sandbox.
+pub(super) async fn start_sandbox(
+    parts: Arc<HostParts>,
+    id: GroupId,
+    spec: Arc<GroupSpec>,
+    ip: Option<Ipv4Addr>,
+) -> Outcome {
+    Outcome::SandboxStarted(assembly::put_together(&parts, &id, &spec, ip).await)
+}
+
+/// Stops the sandbox.
+pub(super) async fn stop_sandbox(
+    parts: Arc<HostParts>,
+    id: GroupId,
+    ip: Option<Ipv4Addr>,
+    connection: Option<SandboxConnection>,
+) -> Outcome {
+    Outcome::SandboxStopped(assembly::take_apart(&parts, &id, ip, connection).await)
+}
+
+/// Pulls a container's image.
+pub(super) async fn pull(parts: Arc<HostParts>, spec: Arc<GroupSpec>, index: usize) -> Outcome {
+    let container = &spec.containers[index];
+    let result = parts
+        .images
+        .pull(&container.image, container.image_pull_policy, &spec.registry_credentials, None)
+        .await;
+    Outcome::Pulled(index, result)
+}

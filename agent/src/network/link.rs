@@ -1,0 +1,153 @@
+//! Interfaces through rtnetlink.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use rtnetlink::{
+    Handle, LinkBridge, LinkUnspec, new_connection,
+    packet_route::{
+        AddressFamily,
+        address::AddressAttribute,
+        link::{LinkAttribute, LinkMessage},
+    },
+};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A connection to the kernel's routing socket.
+#[derive(Clone)]
+pub(super) struct Links {
+    handle: Handle,
+}
+
+impl std::fmt::Debug for Links {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Links")
+    }
+}
+
+fn failed(what: String) -> impl FnOnce(rtnetlink::Error) -> Error {
+    move |error| Error::with_source(ErrorKind::Internal, what, error)
+}
+
+impl Links {
+    pub(super) fn open() -> Result<Self> {
+        let (connection, handle, _) = new_connection()
+            .map_err(|error| Error::with_source(ErrorKind::Internal, "open a netlink socket", error))?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    async fn link(&self, name: &str) -> Result<Option<LinkMessage>> {
+        match self.handle.link().get().match_name(name.to_owned()).execute().try_next().await {
+            Ok(found) => Ok(found),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc_enodev() => Ok(None),
+            Err(error) => Err(failed(format!("find interface {name}"))(error)),
+        }
+    }
+
+    pub(super) async fn index(&self, name: &str) -> Result<Option<u32>> {
+        Ok(self.link(name).await?.map(|link| link.header.index))
+    }
+
+    /// The bridge exists, is up and has the address.
+    pub(super) async fn ensure_bridge(&self, name: &str, ip: Ipv4Addr, prefix: u8, mtu: u16) -> Result<()> {
+        let index = match self.index(name).await? {
+            Some(index) => index,
+            None => {
+                let message = LinkBridge::new(name).mtu(mtu.into()).build();
+                self.handle.link().add(message).execute().await.map_err(failed(format!(
+                    "make bridge {name}: is bridge support there (modprobe bridge)?"
+                )))?;
+                self.index(name).await?.ok_or_else(|| {
+                    Error::new(ErrorKind::Internal, format!("bridge {name} vanished as it was made"))
+                })?
+            }
+        };
+        let message = LinkUnspec::new_with_index(index).mtu(mtu.into()).up().build();
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(failed(format!("set up bridge {name}")))?;
+        let wanted = IpAddr::V4(ip);
+        let mut addresses = self.handle.address().get().set_link_index_filter(index).execute();
+        while let Some(message) = addresses
+            .try_next()
+            .await
+            .map_err(failed(format!("list addresses of {name}")))?
+        {
+            let is_wanted = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Address(ip) if *ip == wanted);
+            if message.header.family == AddressFamily::Inet && message.attributes.iter().any(is_wanted) {
+                return Ok(());
+            }
+        }
+        self.handle
+            .address()
+            .add(index, wanted, prefix)
+            .execute()
+            .await
+            .map_err(failed(format!("give {name} the address {ip}/{prefix}")))
+    }
+
+    /// The interface is up and a port of the bridge.
+    pub(super) async fn join_bridge(&self, name: &str, bridge: &str, mtu: u16) -> Result<()> {
+        let find = async |name: &str| {
+            self.index(name)
+                .await?
+                .ok_or_else(|| Error::new(ErrorKind::Internal, format!("interface {name} is not there")))
+        };
+        let (index, controller) = (find(name).await?, find(bridge).await?);
+        let message = LinkUnspec::new_with_index(index)
+            .mtu(mtu.into())
+            .controller(controller)
+            .up()
+            .build();
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(failed(format!("make {name} a port of {bridge}")))
+    }
+
+    /// Names of the bridge's ports.
+    pub(super) async fn ports_of(&self, bridge: &str) -> Result<Vec<String>> {
+        let Some(index) = self.index(bridge).await? else {
+            return Ok(Vec::new());
+        };
+        let mut ports = Vec::new();
+        let mut links = self.handle.link().get().execute();
+        while let Some(link) = links.try_next().await.map_err(failed("list interfaces".to_owned()))? {
+            let is_port = link
+                .attributes
+                .iter()
+                .any(|attribute| matches!(attribute, LinkAttribute::Controller(controller) if *controller == index));
+            let name = link.attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            });
+            ports.extend(name.filter(|_| is_port));
+        }
+        Ok(ports)
+    }
+
+    /// Removes an interface; it may be gone already.
+    pub(super) async fn remove(&self, name: &str) -> Result<()> {
+        let Some(index) = self.index(name).await? else {
+            return Ok(());
+        };
+        self.handle
+            .link()
+            .del(index)
+            .execute()
+            .await
+            .map_err(failed(format!("remove interface {name}")))
+    }
+}
+
+/// errno of a missing interface, `ENODEV` (asm-generic/errno-base.h).
+fn libc_enodev() -> i32 {
+    rustix::io::Errno::NODEV.raw_os_error()
+}

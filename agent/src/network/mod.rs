@@ -1,0 +1,265 @@
+//! The groups' network: a bridge of the agent's own, an address and a tap for each group, NAT and anti-spoofing by
+//! nftables. Everything is idempotent: a new agent on an old host finds things as they are and goes on.
+//!
+//! Bridge and base rules stay while the agent is away, since groups live on; [`Network::cleanup`] removes them.
+
+mod ipam;
+mod link;
+mod rules;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+pub use ipam::{AddressPool, Subnet};
+
+use crate::{
+    config::NetworkConfig,
+    error::{Error, ErrorKind, Result},
+    group::status::GroupId,
+    sys,
+};
+
+/// Where the host lists its name servers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// systemd-resolved's list of the real servers behind its local one.
+const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
+
+/// A group's place in the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// The host's tap interface.
+    pub tap: String,
+    /// `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    /// The group's address.
+    pub ip: Ipv4Addr,
+    /// With the prefix length: `10.89.0.2/16`.
+    pub address: String,
+    /// The bridge.
+    pub gateway: Ipv4Addr,
+    /// MTU.
+    pub mtu: u16,
+}
+
+/// The groups' network on this host.
+#[derive(Debug)]
+pub struct Network {
+    config: NetworkConfig,
+    subnet: Subnet,
+    pool: Mutex<AddressPool>,
+    links: Option<link::Links>,
+}
+
+impl Network {
+    /// Makes bridge and base rules; `leases` are the addresses of groups that exist already.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a subnet that can't be used; `Internal` with what the kernel or `nft` said.
+    pub async fn open(config: NetworkConfig, leases: &BTreeMap<GroupId, Ipv4Addr>) -> Result<Self> {
+        let subnet = Subnet::parse(&config.subnet)
+            .map_err(|error| Error::with_source(ErrorKind::InvalidArgument, "network.subnet", error))?;
+        let mut pool = AddressPool::new(subnet);
+        for ip in leases.values() {
+            pool.take(*ip);
+        }
+        let links = if config.enabled {
+            let links = link::Links::open()?;
+            links
+                .ensure_bridge(&config.bridge, subnet.gateway(), subnet.prefix(), config.mtu)
+                .await?;
+            let taps: Vec<_> = leases.iter().map(|(id, ip)| (tap_name(id), *ip)).collect();
+            rules::apply_base(&config, subnet, &taps).await?;
+            enable_forwarding()?;
+            Some(links)
+        } else {
+            None
+        };
+        Ok(Self {
+            config,
+            subnet,
+            pool: Mutex::new(pool),
+            links,
+        })
+    }
+
+    /// Reserves an address; the caller makes it durable. `None` when the network is switched off.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` when all are taken.
+    pub fn reserve(&self) -> Result<Option<Ipv4Addr>> {
+        if self.links.is_none() {
+            return Ok(None);
+        }
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.allocate().map(Some).ok_or_else(|| {
+            Error::new(
+                ErrorKind::ResourceExhausted,
+                format!("all {} addresses of {} are in use", pool.size(), self.config.subnet),
+            )
+        })
+    }
+
+    /// Gives an address back.
+    pub fn release(&self, ip: Ipv4Addr) {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).release(ip);
+    }
+
+    /// This host's address in the groups' network.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.subnet.gateway()
+    }
+
+    /// Makes the group's tap on the bridge, and the rules that keep it to its own address. Idempotent.
+    ///
+    /// # Errors
+    /// `Internal` with what the kernel or `nft` said.
+    pub async fn attach(&self, id: &GroupId, ip: Ipv4Addr) -> Result<Option<Attachment>> {
+        let Some(links) = &self.links else {
+            return Ok(None);
+        };
+        let attachment = self.attachment(id, ip);
+        let tap = attachment.tap.clone();
+        if links.index(&tap).await?.is_none() {
+            sys::tap::create(&tap).map_err(|error| {
+                Error::with_source(
+                    ErrorKind::Internal,
+                    format!("make tap {tap}: is /dev/net/tun there (modprobe tun)?"),
+                    error,
+                )
+            })?;
+        }
+        links.join_bridge(&tap, &self.config.bridge, self.config.mtu).await?;
+        rules::add_tap(&tap, ip).await?;
+        Ok(Some(attachment))
+    }
+
+    fn attachment(&self, id: &GroupId, ip: Ipv4Addr) -> Attachment {
+        Attachment {
+            tap: tap_name(id),
+            mac: mac_text(mac(ip)),
+            ip,
+            address: format!("{ip}/{}", self.subnet.prefix()),
+            gateway: self.subnet.gateway(),
+            mtu: self.config.mtu,
+        }
+    }
+
+    /// Removes the group's tap and rules. Idempotent; the address stays reserved.
+    ///
+    /// # Errors
+    /// `Internal` with what the kernel or `nft` said.
+    pub async fn detach(&self, id: &GroupId, ip: Ipv4Addr) -> Result<()> {
+        let Some(links) = &self.links else {
+            return Ok(());
+        };
+        let tap = tap_name(id);
+        rules::remove_tap(&tap, ip).await?;
+        links.remove(&tap).await
+    }
+
+    /// Removes taps of ours that belong to none of these groups. Returns their names.
+    ///
+    /// # Errors
+    /// `Internal` with what the kernel said.
+    pub async fn remove_orphans(&self, known: &[GroupId]) -> Result<Vec<String>> {
+        let Some(links) = &self.links else {
+            return Ok(Vec::new());
+        };
+        let keep: Vec<String> = known.iter().map(tap_name).collect();
+        let mut removed = Vec::new();
+        for name in links.ports_of(&self.config.bridge).await? {
+            if is_tap_name(&name) && !keep.contains(&name) {
+                links.remove(&name).await?;
+                removed.push(name);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes bridge and rules.
+    ///
+    /// # Errors
+    /// `Internal` with what the kernel or `nft` said.
+    pub async fn cleanup(&self) -> Result<()> {
+        if let Some(links) = &self.links {
+            rules::remove_base().await?;
+            links.remove(&self.config.bridge).await?;
+        }
+        Ok(())
+    }
+
+    /// Name servers for groups without their own.
+    pub fn nameservers(&self) -> Vec<String> {
+        if !self.config.nameservers.is_empty() {
+            return self.config.nameservers.iter().map(ToString::to_string).collect();
+        }
+        [RESOLVED_CONF, RESOLV_CONF]
+            .iter()
+            .filter_map(|path| std::fs::read_to_string(Path::new(path)).ok())
+            .map(|text| nameservers(&text))
+            .find(|servers| !servers.is_empty())
+            .unwrap_or_default()
+    }
+}
+
+/// The servers of a resolv.conf that a group can reach: no loopback ones.
+fn nameservers(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .filter_map(|rest| rest.trim().parse::<IpAddr>().ok())
+        .filter(|ip| ip.is_ipv4() && !ip.is_loopback())
+        .map(|ip| ip.to_string())
+        .take(3)
+        .collect()
+}
+
+fn enable_forwarding() -> Result<()> {
+    const PATH: &str = "/proc/sys/net/ipv4/ip_forward";
+    if std::fs::read_to_string(PATH).is_ok_and(|text| text.trim() == "1") {
+        return Ok(());
+    }
+    std::fs::write(PATH, "1")
+        .map_err(|error| Error::with_source(ErrorKind::Internal, format!("write 1 to {PATH}"), error))
+}
+
+/// The tap of a group: the first 15 characters of its id, 11 of them random.
+fn tap_name(id: &GroupId) -> String {
+    id.as_str().chars().take(15).collect()
+}
+
+fn is_tap_name(name: &str) -> bool {
+    name.len() == 15 && name.starts_with("eci-")
+}
+
+/// The MAC of an address: locally administered, unicast.
+fn mac(ip: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = ip.octets();
+    [0x02, 0xec, a, b, c, d]
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_macs() {
+        let id = GroupId::parse("eci-0123456789abcdefghij").unwrap();
+        assert_eq!(tap_name(&id), "eci-0123456789a");
+        assert!(is_tap_name(&tap_name(&id)) && !is_tap_name("eci0"));
+        assert_eq!(mac_text(mac(Ipv4Addr::new(10, 89, 0, 2))), "02:ec:0a:59:00:02");
+    }
+
+    #[test]
+    fn loopback_name_servers_are_left_out() {
+        let text = "# x\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nnameserver ::1\nsearch a\nnameserver 1.1.1.1";
+        assert_eq!(nameservers(text), ["10.0.0.2", "1.1.1.1"]);
+    }
+}

@@ -1,0 +1,74 @@
+//! What a group's driver works with: the host's parts, each owned once.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    cgroup::Cgroups,
+    config::Config,
+    group::{images::Images, status::GroupId},
+    network::Network,
+    sandbox::{bundle::Bundle, shim::ShimProgram},
+    scratch::ScratchDisks,
+    store::Store,
+};
+
+/// The host's parts.
+pub struct HostParts {
+    /// Configuration, complete.
+    pub config: Config,
+    /// Durable state.
+    pub store: Store,
+    /// Network.
+    pub network: Network,
+    /// Images.
+    pub images: Arc<dyn Images>,
+    /// The shim.
+    pub shim: ShimProgram,
+    /// Scratch disks.
+    pub scratch: ScratchDisks,
+    /// cgroups.
+    pub cgroups: Cgroups,
+}
+
+impl std::fmt::Debug for HostParts {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("HostParts").finish_non_exhaustive()
+    }
+}
+
+impl HostParts {
+    /// Where sandboxes have their bundles.
+    pub fn bundles_dir(&self) -> PathBuf {
+        self.config.run_dir.join("sandboxes")
+    }
+
+    /// The bundle of a group's sandbox.
+    pub fn bundle(&self, id: &GroupId) -> Bundle {
+        Bundle::new(self.bundles_dir().join(id.as_str()))
+    }
+
+    /// Where groups have their logs.
+    pub fn logs_dir(&self) -> PathBuf {
+        self.config.state_dir.join("logs")
+    }
+
+    /// The log directory of a container.
+    pub fn log_dir(&self, id: &GroupId, container: &str) -> PathBuf {
+        self.logs_dir().join(id.as_str()).join(container)
+    }
+
+    /// The log file of a container's run.
+    pub fn log_file(&self, id: &GroupId, container: &str, run: u32) -> PathBuf {
+        self.log_dir(id, container).join(format!("{run}.log"))
+    }
+}
+
+/// Now, Unix milliseconds.
+pub fn now_ms() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}

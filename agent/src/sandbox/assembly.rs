@@ -1,0 +1,184 @@
+//! Puts a sandbox together from the host's parts, and takes it apart again. Taking apart is idempotent and goes on past
+//! failures, so it also clears what a killed agent left behind.
+
+use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
+
+use protocol::sandbox::{Dns, HostAlias, Network as NetworkOptions, SandboxOptions};
+
+use super::client::SandboxConnection;
+use crate::{
+    capacity,
+    error::{Error, ErrorKind, Result},
+    group::{spec::GroupSpec, status::GroupId},
+    network::Attachment,
+    parts::HostParts,
+};
+
+const MIB: u64 = 1 << 20;
+/// For the guest to end by itself once its containers have.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Makes all that a group's sandbox needs, and starts it.
+///
+/// # Errors
+/// The first failure; what was made by then is left for [`take_apart`].
+pub async fn put_together(
+    parts: &Arc<HostParts>,
+    id: &GroupId,
+    spec: &GroupSpec,
+    ip: Option<Ipv4Addr>,
+) -> Result<SandboxConnection> {
+    let bundle = parts.bundle(id);
+    bundle.create().map_err(|error| {
+        Error::with_source(
+            ErrorKind::Internal,
+            format!("make bundle {}", bundle.dir().display()),
+            error,
+        )
+    })?;
+    let memory_bytes = capacity::footprint(spec.size, &parts.config.sandbox).memory_bytes;
+    let scratch = blocking(parts, id, |parts, id| parts.scratch.create(id));
+    let cgroup = blocking(parts, id, move |parts, id| parts.cgroups.create(id, memory_bytes));
+    let attach = async {
+        match ip {
+            Some(ip) => parts.network.attach(id, ip).await,
+            None => Ok(None),
+        }
+    };
+    let shim = parts.shim.start(id.as_str(), &bundle);
+    let (scratch, cgroup, attachment, connection) = tokio::try_join!(scratch, cgroup, attach, shim)?;
+    let options = options(parts, spec, &scratch, cgroup.as_deref(), attachment.as_ref());
+    connection.start_sandbox(bundle.dir(), &options).await?;
+    let cpu_milli = spec.size.cpu_milli;
+    blocking(parts, id, move |parts, id| parts.cgroups.limit_cpu(id, cpu_milli)).await?;
+    Ok(connection)
+}
+
+async fn blocking<T: Send + 'static>(
+    parts: &Arc<HostParts>,
+    id: &GroupId,
+    work: impl FnOnce(&HostParts, &GroupId) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (parts, id) = (Arc::clone(parts), id.clone());
+    tokio::task::spawn_blocking(move || work(&parts, &id))
+        .await
+        .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, "a blocking task ended", error)))
+}
+
+fn options(
+    parts: &HostParts,
+    spec: &GroupSpec,
+    scratch: &Path,
+    cgroup: Option<&Path>,
+    attachment: Option<&Attachment>,
+) -> SandboxOptions {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let config = &parts.config;
+    let memory_mib = spec.size.memory_bytes.div_ceil(MIB) + u64::from(config.sandbox.guest_overhead_mib);
+    let dns = spec.dns.clone().unwrap_or_default();
+    let nameservers = if spec.dns.is_none() {
+        parts.network.nameservers()
+    } else {
+        dns.nameservers
+    };
+    SandboxOptions {
+        n_vcpus: spec.size.cpu_milli.div_ceil(1000).max(1),
+        memory_mib: u32::try_from(memory_mib).unwrap_or(u32::MAX),
+        hostname: spec.hostname.clone(),
+        network: attachment
+            .map(|attachment| NetworkOptions {
+                tap: attachment.tap.clone(),
+                mac: attachment.mac.clone(),
+                addresses: vec![attachment.address.clone()],
+                gateways: vec![attachment.gateway.to_string()],
+                mtu: attachment.mtu.into(),
+                ..NetworkOptions::default()
+            })
+            .into(),
+        dns: Some(Dns {
+            nameservers,
+            searches: dns.searches,
+            options: dns.options,
+            ..Dns::default()
+        })
+        .into(),
+        host_aliases: spec
+            .host_aliases
+            .iter()
+            .map(|(ip, hostnames)| HostAlias {
+                ip: ip.clone(),
+                hostnames: hostnames.clone(),
+                ..HostAlias::default()
+            })
+            .collect(),
+        scratch_path: text(scratch),
+        kernel_path: text(&config.files.kernel),
+        initrd_path: text(&config.files.initrd),
+        vmm_path: text(&config.files.vmm),
+        cgroup_path: cgroup.map(text).unwrap_or_default(),
+        sysctls: spec.sysctls.clone().into_iter().collect(),
+        kernel_args: config.sandbox.kernel_args.clone(),
+        ..SandboxOptions::default()
+    }
+}
+
+/// Stops a group's sandbox if it still runs, and removes all that it needed: shim, VMM, cgroup, tap, scratch disk, bundle.
+///
+/// # Errors
+/// The first failure; the rest was tried all the same.
+pub async fn take_apart(
+    parts: &Arc<HostParts>,
+    id: &GroupId,
+    ip: Option<Ipv4Addr>,
+    connection: Option<SandboxConnection>,
+) -> Result<()> {
+    let bundle = parts.bundle(id);
+    let mut first = Ok(());
+    let mut note = |result: Result<()>| {
+        if let Err(error) = result {
+            tracing::warn!(group_id = %id, error = %error.chain(), "a step of taking a sandbox apart failed");
+            if first.is_ok() {
+                first = Err(error);
+            }
+        }
+    };
+    if !stop_politely(id, connection).await {
+        note(parts.shim.bury(id.as_str(), &bundle).await);
+    }
+    note(blocking(parts, id, |parts, id| parts.cgroups.remove(id)).await);
+    if let Some(ip) = ip {
+        note(parts.network.detach(id, ip).await);
+    }
+    note(blocking(parts, id, |parts, id| parts.scratch.remove(id)).await);
+    let dir = bundle.dir().to_owned();
+    let removed = tokio::fs::remove_dir_all(&dir).await;
+    note(match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::with_source(
+            ErrorKind::Internal,
+            format!("remove bundle {}", dir.display()),
+            error,
+        )),
+        _ => Ok(()),
+    });
+    first
+}
+
+/// Asks guest and shim to end. `false` when the shim has to be buried instead.
+async fn stop_politely(id: &GroupId, connection: Option<SandboxConnection>) -> bool {
+    let Some(connection) = connection else {
+        return false;
+    };
+    if let Err(error) = connection.stop_sandbox(STOP_GRACE).await {
+        tracing::debug!(group_id = %id, error = %error.chain(), "the sandbox did not stop when asked");
+        if error.kind == ErrorKind::Unavailable {
+            return false;
+        }
+    }
+    match connection.shutdown_sandbox().await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::debug!(group_id = %id, error = %error.chain(), "the shim did not end when asked");
+            false
+        }
+    }
+}

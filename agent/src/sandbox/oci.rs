@@ -1,0 +1,673 @@
+//! A container of a group as an OCI runtime-spec `config.json` for the guest. Pure.
+
+use std::collections::BTreeMap;
+
+use oci_spec::runtime::{Process, Spec};
+use serde_json::{Value, json};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    group::spec::{ContainerSpec, EnvValue, GroupSpec, VolumeSource},
+};
+
+/// The capabilities containerd gives a container.
+const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
+];
+
+/// All capabilities of Linux 6.12, for `ALL`.
+const ALL_CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// Hidden from containers, as containerd does.
+const MASKED_PATHS: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/sys/firmware",
+    "/proc/scsi",
+];
+
+/// Read-only in containers, as containerd does.
+const READONLY_PATHS: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// CPU bandwidth period, microseconds.
+const CPU_PERIOD_US: u64 = 100_000;
+/// The default of the search path when neither image nor group give one.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What runs, with the image's configuration and user database already taken in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedProcess {
+    /// Program and arguments, not empty.
+    pub args: Vec<String>,
+    /// `NAME=value`, from the image.
+    pub image_env: Vec<String>,
+    /// Absolute.
+    pub cwd: String,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub additional_gids: Vec<u32>,
+}
+
+/// What a group's own fields are when a container starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupFacts {
+    /// The group's id, the default of `metadata.uid`.
+    pub group_id: String,
+    /// IPv4 address, empty without a network.
+    pub ip: String,
+    /// This host's node name.
+    pub node_name: String,
+    /// This host's own address in the groups' network.
+    pub host_ip: String,
+}
+
+/// The environment of a container: `HOSTNAME`, the image's variables, then the container's with `$(NAME)` expanded.
+///
+/// # Errors
+/// `InvalidArgument` names a field reference that is not known.
+pub fn environment(
+    group: &GroupSpec,
+    container: &ContainerSpec,
+    image_env: &[String],
+    facts: &GroupFacts,
+) -> Result<Vec<String>> {
+    // Kept in order of first appearance; a later value replaces an earlier one.
+    let mut order: Vec<String> = Vec::new();
+    let mut values: BTreeMap<String, String> = BTreeMap::new();
+    let mut set = |name: &str, value: String| {
+        if values.insert(name.to_owned(), value).is_none() {
+            order.push(name.to_owned());
+        }
+    };
+    set("PATH", DEFAULT_PATH["PATH=".len()..].to_owned());
+    set("HOSTNAME", group.hostname.clone());
+    if container.tty {
+        set("TERM", "xterm".to_owned());
+    }
+    for entry in image_env {
+        if let Some((name, value)) = entry.split_once('=') {
+            set(name, value.to_owned());
+        }
+    }
+    // $(NAME) sees the container's own earlier variables only, as in Kubernetes.
+    let mut own: BTreeMap<&str, String> = BTreeMap::new();
+    for variable in &container.env {
+        let value = match &variable.value {
+            EnvValue::Literal(text) => expand(text, |name| own.get(name).cloned()),
+            EnvValue::Field(path) => field(group, path, facts)
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::InvalidArgument,
+                        format!(
+                            "container {}: env {}: field path {path:?} is not known: give metadata.name, \
+                             metadata.namespace, metadata.uid, metadata.labels['KEY'], metadata.annotations['KEY'], \
+                             spec.nodeName, status.podIP, status.podIPs or status.hostIP",
+                            container.name, variable.name
+                        ),
+                    )
+                })?,
+        };
+        own.insert(&variable.name, value);
+    }
+    for variable in &container.env {
+        if let Some(value) = own.get(variable.name.as_str()) {
+            set(&variable.name, value.clone());
+        }
+    }
+    Ok(order
+        .iter()
+        .map(|name| format!("{name}={}", values[name]))
+        .collect())
+}
+
+/// Expands `$(NAME)`; `$$` is a dollar sign, an unknown name stays as it is (Kubernetes, third_party/forked/golang/expansion).
+pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+            match lookup(name) {
+                Some(value) => out.push_str(&value),
+                None => {
+                    out.push_str("$(");
+                    out.push_str(name);
+                    out.push(')');
+                }
+            }
+            rest = after;
+        } else {
+            out.push('$');
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+fn field(group: &GroupSpec, path: &str, facts: &GroupFacts) -> Option<String> {
+    let subscript = |name: &str| {
+        path.strip_prefix(name)?
+            .strip_prefix("['")?
+            .strip_suffix("']")
+            .map(str::to_owned)
+    };
+    if let Some(key) = subscript("metadata.labels") {
+        return Some(group.labels.get(&key).cloned().unwrap_or_default());
+    }
+    if let Some(key) = subscript("metadata.annotations") {
+        return Some(group.annotations.get(&key).cloned().unwrap_or_default());
+    }
+    Some(match path {
+        "metadata.name" => group.name.clone(),
+        "metadata.namespace" => group.namespace.clone(),
+        "metadata.uid" => group.uid.clone().unwrap_or_else(|| facts.group_id.clone()),
+        "spec.nodeName" => facts.node_name.clone(),
+        "spec.serviceAccountName" => "default".to_owned(),
+        "status.podIP" | "status.podIPs" => facts.ip.clone(),
+        "status.hostIP" | "status.hostIPs" => facts.host_ip.clone(),
+        _ => return None,
+    })
+}
+
+fn capabilities(container: &ContainerSpec) -> Result<Vec<String>> {
+    let normal = |name: &String| {
+        let upper = name.to_ascii_uppercase();
+        upper.strip_prefix("CAP_").unwrap_or(&upper).to_owned()
+    };
+    let known = |name: String| {
+        if name == "ALL" || ALL_CAPABILITIES.contains(&name.as_str()) {
+            Ok(name)
+        } else {
+            Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "container {}: capability {name:?} is not known: give a name from capabilities(7) without CAP_",
+                    container.name
+                ),
+            ))
+        }
+    };
+    let add: Vec<String> = container
+        .capabilities_add
+        .iter()
+        .map(normal)
+        .map(known)
+        .collect::<Result<_>>()?;
+    let drop: Vec<String> = container
+        .capabilities_drop
+        .iter()
+        .map(normal)
+        .map(known)
+        .collect::<Result<_>>()?;
+    let has = |list: &[String], name: &str| list.iter().any(|item| item == name);
+    Ok(ALL_CAPABILITIES
+        .iter()
+        .filter(|name| {
+            // containerd's order: the sets of ALL first, then single additions, then single removals.
+            let base = (DEFAULT_CAPABILITIES.contains(name) || has(&add, "ALL")) && !has(&drop, "ALL");
+            (base || has(&add, name)) && !has(&drop, name)
+        })
+        .map(|name| format!("CAP_{name}"))
+        .collect())
+}
+
+fn process(container: &ContainerSpec, resolved: &ResolvedProcess, env: &[String]) -> Result<Value> {
+    let capabilities = capabilities(container)?;
+    let mut process = json!({
+        "terminal": container.tty,
+        "user": {"uid": resolved.uid, "gid": resolved.gid, "additionalGids": resolved.additional_gids},
+        "args": resolved.args,
+        "env": env,
+        "cwd": resolved.cwd,
+        "capabilities": {
+            "bounding": capabilities,
+            "permitted": capabilities,
+            "effective": capabilities,
+            "inheritable": [],
+            "ambient": [],
+        },
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1_048_576, "hard": 1_048_576}],
+        "noNewPrivileges": !container.allow_privilege_escalation,
+        "oomScoreAdj": 0,
+    });
+    // Kubernetes: capabilities of a process that is not root end at its execve.
+    if resolved.uid != 0 {
+        process["capabilities"]["permitted"] = json!([]);
+        process["capabilities"]["effective"] = json!([]);
+    }
+    Ok(process)
+}
+
+fn standard_mounts() -> Vec<Value> {
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
+    vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount(
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        ),
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        ),
+    ]
+}
+
+fn volume_mounts(group: &GroupSpec, container: &ContainerSpec) -> Result<Vec<Value>> {
+    let mut mounts = Vec::new();
+    for mount in &container.volume_mounts {
+        let volume = group
+            .volumes
+            .iter()
+            .find(|volume| volume.name == mount.name)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!(
+                        "container {}: volume mount {:?}: the group has no such volume",
+                        container.name, mount.name
+                    ),
+                )
+            })?;
+        let VolumeSource::EmptyDir {
+            memory,
+            size_limit_bytes,
+        } = &volume.source;
+        let mut options = vec![if mount.read_only { "ro" } else { "rw" }.to_owned()];
+        if *memory {
+            options.push("medium=memory".to_owned());
+        }
+        if let Some(bytes) = size_limit_bytes {
+            options.push(format!("size={bytes}"));
+        }
+        if let Some(path) = &mount.sub_path {
+            options.push(format!("subpath={path}"));
+        }
+        mounts.push(json!({
+            "destination": mount.mount_path,
+            "type": protocol::EMPTYDIR_MOUNT_TYPE,
+            "source": volume.name,
+            "options": options,
+        }));
+    }
+    // A mount below another one must come after it.
+    mounts.sort_by_key(|mount| {
+        mount["destination"]
+            .as_str()
+            .map_or(0, |path| path.matches('/').count())
+    });
+    Ok(mounts)
+}
+
+/// The whole `config.json` of a container.
+///
+/// # Errors
+/// `InvalidArgument` names the field of the container that can't be carried out.
+pub fn container_spec(
+    group: &GroupSpec,
+    container: &ContainerSpec,
+    container_id: &str,
+    resolved: &ResolvedProcess,
+    facts: &GroupFacts,
+) -> Result<Spec> {
+    if resolved.args.is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!(
+                "container {}: neither command nor args are given and image {} has no entrypoint or command",
+                container.name, container.image
+            ),
+        ));
+    }
+    if container.run_as_non_root && resolved.uid == 0 {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!(
+                "container {}: runAsNonRoot is set and the image would run as uid 0: set runAsUser",
+                container.name
+            ),
+        ));
+    }
+    let env = environment(group, container, &resolved.image_env, facts)?;
+    let mut expanded = resolved.clone();
+    // Kubernetes expands $(NAME) in command and args from the container's own variables.
+    let own = environment(group, container, &[], facts)?;
+    let lookup = |name: &str| {
+        container.env.iter().find(|variable| variable.name == name)?;
+        own.iter()
+            .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+    };
+    if !container.command.is_empty() || !container.args.is_empty() {
+        expanded.args = resolved.args.iter().map(|arg| expand(arg, lookup)).collect();
+    }
+    let mut mounts = standard_mounts();
+    mounts.extend(volume_mounts(group, container)?);
+    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    if let Some(size) = container.size {
+        resources["memory"] = json!({"limit": size.memory_bytes});
+        resources["cpu"] = json!({
+            "quota": u64::from(size.cpu_milli) * CPU_PERIOD_US / 1000,
+            "period": CPU_PERIOD_US,
+            "shares": (u64::from(size.cpu_milli) * 1024 / 1000).max(2),
+        });
+    }
+    let spec = json!({
+        "ociVersion": "1.1.0",
+        "process": process(container, &expanded, &env)?,
+        "root": {"path": "rootfs", "readonly": container.read_only_root},
+        "hostname": group.hostname,
+        "mounts": mounts,
+        "annotations": {
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.container-name": container.name,
+            "io.kubernetes.cri.sandbox-name": group.name,
+            "io.kubernetes.cri.sandbox-namespace": group.namespace,
+        },
+        "linux": {
+            "resources": resources,
+            "cgroupsPath": format!("/{container_id}"),
+            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}],
+            "maskedPaths": MASKED_PATHS,
+            "readonlyPaths": READONLY_PATHS,
+        },
+    });
+    serde_json::from_value(spec).map_err(|error| {
+        Error::with_source(
+            ErrorKind::InvalidArgument,
+            format!("container {}: its OCI specification can't be built", container.name),
+            error,
+        )
+    })
+}
+
+/// The process of an exec: the container's own user, environment, directory and rights, another command.
+///
+/// # Errors
+/// `Internal` when the container's specification has no process.
+pub fn exec_process(container: &Spec, command: &[String], tty: bool) -> Result<Process> {
+    let mut process = container.process().clone().ok_or_else(|| {
+        Error::new(
+            ErrorKind::Internal,
+            "the container's OCI specification has no process",
+        )
+    })?;
+    process
+        .set_args(Some(command.to_vec()))
+        .set_terminal(Some(tty));
+    if tty {
+        let mut env = process.env().clone().unwrap_or_default();
+        if !env.iter().any(|entry| entry.starts_with("TERM=")) {
+            env.push("TERM=xterm".to_owned());
+        }
+        process.set_env(Some(env));
+    }
+    Ok(process)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::spec::{EnvVar, Size, VolumeMount, VolumeSpec, testing};
+
+    fn facts() -> GroupFacts {
+        GroupFacts {
+            group_id: "eci-00000000000000000001".into(),
+            ip: "10.89.0.2".into(),
+            node_name: "node-1".into(),
+            host_ip: "10.89.0.1".into(),
+        }
+    }
+
+    fn resolved(args: &[&str]) -> ResolvedProcess {
+        ResolvedProcess {
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            image_env: vec!["PATH=/bin".into(), "A=image".into()],
+            cwd: "/".into(),
+            uid: 0,
+            gid: 0,
+            additional_gids: vec![],
+        }
+    }
+
+    fn literal(name: &str, value: &str) -> EnvVar {
+        EnvVar {
+            name: name.into(),
+            value: EnvValue::Literal(value.into()),
+        }
+    }
+
+    fn caps(spec: &Spec) -> Vec<String> {
+        let value = serde_json::to_value(spec).unwrap();
+        let list = value["process"]["capabilities"]["bounding"].as_array().unwrap();
+        list.iter().map(|item| item.as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn expansion_follows_kubernetes() {
+        let lookup = |name: &str| (name == "A").then(|| "x".to_owned());
+        for (input, expected) in [
+            ("$(A)", "x"),
+            ("$$(A)", "$(A)"),
+            ("$(B)", "$(B)"),
+            ("$A $", "$A $"),
+            ("$(A", "$(A"),
+            ("a$(A)$(A)b", "axxb"),
+        ] {
+            assert_eq!(expand(input, lookup), expected, "{input}");
+        }
+    }
+
+    #[test]
+    fn environment_order_override_and_fields() {
+        let mut group = testing::group("g", 1);
+        group.containers[0].env = vec![
+            literal("B", "1"),
+            literal("A", "$(B)-$(C)"),
+            literal("C", "later"),
+            EnvVar {
+                name: "IP".into(),
+                value: EnvValue::Field("status.podIP".into()),
+            },
+        ];
+        let env = environment(&group, &group.containers[0], &resolved(&["x"]).image_env, &facts()).unwrap();
+        assert!(env.contains(&"PATH=/bin".to_owned()));
+        assert!(env.contains(&"HOSTNAME=g".to_owned()));
+        assert!(env.contains(&"A=1-$(C)".to_owned()), "{env:?}");
+        assert!(env.contains(&"IP=10.89.0.2".to_owned()));
+        group.containers[0].env = vec![EnvVar {
+            name: "X".into(),
+            value: EnvValue::Field("status.nope".into()),
+        }];
+        let error = environment(&group, &group.containers[0], &[], &facts()).unwrap_err();
+        assert!(error.message.contains("status.nope"), "{error}");
+    }
+
+    #[test]
+    fn command_arguments_are_expanded() {
+        let mut group = testing::group("g", 1);
+        group.containers[0].env = vec![literal("A", "1")];
+        group.containers[0].args = vec!["$(A)".into(), "$(PATH)".into()];
+        let spec = container_spec(
+            &group,
+            &group.containers[0],
+            "c-0",
+            &resolved(&["echo", "$(A)", "$(PATH)"]),
+            &facts(),
+        )
+        .unwrap();
+        let args = spec.process().as_ref().unwrap().args().clone().unwrap();
+        assert_eq!(args, ["echo", "1", "$(PATH)"]);
+    }
+
+    #[test]
+    fn capabilities_follow_add_and_drop() {
+        let mut group = testing::group("g", 1);
+        let build = |group: &GroupSpec| container_spec(group, &group.containers[0], "c", &resolved(&["x"]), &facts());
+        assert_eq!(caps(&build(&group).unwrap()).len(), DEFAULT_CAPABILITIES.len());
+        group.containers[0].capabilities_drop = vec!["ALL".into()];
+        group.containers[0].capabilities_add = vec!["net_admin".into()];
+        assert_eq!(caps(&build(&group).unwrap()), ["CAP_NET_ADMIN"]);
+        group.containers[0].capabilities_drop = vec!["NET_RAW".into()];
+        group.containers[0].capabilities_add = vec!["ALL".into()];
+        let all = caps(&build(&group).unwrap());
+        assert!(!all.contains(&"CAP_NET_RAW".to_owned()) && all.contains(&"CAP_SYS_ADMIN".to_owned()));
+        group.containers[0].capabilities_add = vec!["NOPE".into()];
+        assert!(build(&group).unwrap_err().message.contains("NOPE"));
+    }
+
+    #[test]
+    fn limits_and_volumes_arrive() {
+        let mut group = testing::group("g", 1);
+        group.volumes = vec![VolumeSpec {
+            name: "data".into(),
+            source: VolumeSource::EmptyDir {
+                memory: true,
+                size_limit_bytes: Some(4096),
+            },
+        }];
+        group.containers[0].size = Some(Size {
+            cpu_milli: 500,
+            memory_bytes: 1 << 20,
+        });
+        group.containers[0].volume_mounts = vec![VolumeMount {
+            name: "data".into(),
+            mount_path: "/data".into(),
+            sub_path: None,
+            read_only: true,
+        }];
+        let spec = container_spec(&group, &group.containers[0], "c", &resolved(&["x"]), &facts()).unwrap();
+        let value = serde_json::to_value(&spec).unwrap();
+        assert_eq!(value["linux"]["resources"]["cpu"]["quota"], 50_000);
+        assert_eq!(value["linux"]["resources"]["memory"]["limit"], 1 << 20);
+        let mount = value["mounts"].as_array().unwrap().last().unwrap();
+        assert_eq!(mount["type"], "emptydir");
+        assert_eq!(mount["options"], json!(["ro", "medium=memory", "size=4096"]));
+        group.containers[0].volume_mounts[0].name = "other".into();
+        assert!(container_spec(&group, &group.containers[0], "c", &resolved(&["x"]), &facts()).is_err());
+    }
+
+    #[test]
+    fn refuses_root_and_empty_commands_by_name() {
+        let mut group = testing::group("g", 1);
+        group.containers[0].run_as_non_root = true;
+        let error =
+            container_spec(&group, &group.containers[0], "c", &resolved(&["x"]), &facts()).unwrap_err();
+        assert!(error.message.contains("runAsNonRoot"), "{error}");
+        group.containers[0].run_as_non_root = false;
+        assert!(container_spec(&group, &group.containers[0], "c", &resolved(&[]), &facts()).is_err());
+    }
+
+    #[test]
+    fn exec_inherits_everything_but_the_command() {
+        let group = testing::group("g", 1);
+        let spec = container_spec(&group, &group.containers[0], "c", &resolved(&["x"]), &facts()).unwrap();
+        let process = exec_process(&spec, &["ls".to_owned()], true).unwrap();
+        assert_eq!(process.args().as_ref().unwrap(), &["ls"]);
+        assert!(process.env().as_ref().unwrap().contains(&"TERM=xterm".to_owned()));
+        assert_eq!(process.capabilities(), spec.process().as_ref().unwrap().capabilities());
+    }
+}

@@ -1,0 +1,272 @@
+//! Durable state: one redb file. A write is on disk when the call returns; a process killed at any moment leaves either
+//! the old or the new state. Calls block on the disk.
+
+use std::{net::Ipv4Addr, path::Path, sync::Arc};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    group::status::{Group, GroupId},
+};
+
+/// Version of the records; a store of another version is refused.
+const SCHEMA: u64 = 1;
+/// How long an idempotency token is remembered.
+const TOKEN_LIFE_MS: u64 = 24 * 3600 * 1000;
+
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const GROUPS: TableDefinition<&str, &[u8]> = TableDefinition::new("groups");
+const TOKENS: TableDefinition<&str, &[u8]> = TableDefinition::new("tokens");
+
+/// All that is kept of a group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Wanted and seen.
+    pub group: Group,
+    /// Its address; leased as long as the record exists.
+    pub ip: Option<Ipv4Addr>,
+    /// Its end is wanted, with so many seconds of grace.
+    pub deleting: Option<u64>,
+    /// Its sandbox was started and not stopped.
+    pub sandbox_running: bool,
+    /// One per container, same order.
+    pub containers: Vec<ContainerRecord>,
+}
+
+/// What is kept of a container beside its status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Starts so far: the number of the next run.
+    pub runs: u32,
+    /// Ends or failed pulls in a row that count for the back-off.
+    pub failures: u32,
+    /// Not tried again before, Unix milliseconds.
+    pub not_before_ms: u64,
+    /// It ended for good.
+    pub done: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Token {
+    group: GroupId,
+    at_ms: u64,
+}
+
+/// The store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    db: Arc<Database>,
+}
+
+fn failed<E: Into<redb::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
+    move |error| Error::with_source(ErrorKind::Internal, what, error.into())
+}
+
+fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::with_source(ErrorKind::Internal, "encode a record", error))
+}
+
+fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        Error::with_source(ErrorKind::Internal, "the store has a record that can't be read", error)
+    })
+}
+
+impl Store {
+    /// Opens the store, making it when it is not there.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when another process has it open or its schema is not ours; `Internal` for the rest.
+    pub fn open(path: &Path) -> Result<Self> {
+        let db = Database::create(path).map_err(|error| {
+            let kind = match error {
+                redb::DatabaseError::DatabaseAlreadyOpen => ErrorKind::FailedPrecondition,
+                _ => ErrorKind::Internal,
+            };
+            Error::with_source(
+                kind,
+                format!("open store {}: does another eci-agent run?", path.display()),
+                error,
+            )
+        })?;
+        let write = db.begin_write().map_err(failed("begin a write"))?;
+        {
+            let mut meta = write.open_table(META).map_err(failed("open table meta"))?;
+            let schema = meta
+                .get("schema")
+                .map_err(failed("read the schema"))?
+                .map(|value| value.value());
+            match schema {
+                None => {
+                    meta.insert("schema", SCHEMA).map_err(failed("write the schema"))?;
+                }
+                Some(SCHEMA) => {}
+                Some(other) => {
+                    return Err(Error::new(
+                        ErrorKind::FailedPrecondition,
+                        format!(
+                            "store {} has schema {other}, this agent knows {SCHEMA}: use the agent that wrote it",
+                            path.display()
+                        ),
+                    ));
+                }
+            }
+            write.open_table(GROUPS).map_err(failed("open table groups"))?;
+            write.open_table(TOKENS).map_err(failed("open table tokens"))?;
+        }
+        write.commit().map_err(failed("commit"))?;
+        Ok(Self { db: Arc::new(db) })
+    }
+
+    /// All groups.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        let read = self.db.begin_read().map_err(failed("begin a read"))?;
+        let table = read.open_table(GROUPS).map_err(failed("open table groups"))?;
+        let mut records = Vec::new();
+        for entry in table.iter().map_err(failed("read groups"))? {
+            let (_, value) = entry.map_err(failed("read groups"))?;
+            records.push(decode(value.value())?);
+        }
+        Ok(records)
+    }
+
+    /// Writes a group.
+    ///
+    /// # Errors
+    /// `Internal`; then the old state is still there.
+    pub fn put(&self, record: &Record) -> Result<()> {
+        self.put_with_token(record, None, 0)
+    }
+
+    /// Writes a group and the token it was made with, both or neither.
+    ///
+    /// # Errors
+    /// `Internal`; then the old state is still there.
+    pub fn put_with_token(&self, record: &Record, token: Option<&str>, now_ms: u64) -> Result<()> {
+        let write = self.db.begin_write().map_err(failed("begin a write"))?;
+        {
+            let mut table = write.open_table(GROUPS).map_err(failed("open table groups"))?;
+            let bytes = encode(record)?;
+            table
+                .insert(record.group.id.as_str(), bytes.as_slice())
+                .map_err(failed("write a group"))?;
+            if let Some(token) = token {
+                let mut tokens = write.open_table(TOKENS).map_err(failed("open table tokens"))?;
+                let expired = |bytes: &[u8]| {
+                    decode::<Token>(bytes).map_or(true, |token| token.at_ms + TOKEN_LIFE_MS < now_ms)
+                };
+                tokens
+                    .retain(|_, bytes| !expired(bytes))
+                    .map_err(failed("drop old tokens"))?;
+                let value = encode(&Token {
+                    group: record.group.id.clone(),
+                    at_ms: now_ms,
+                })?;
+                tokens
+                    .insert(token, value.as_slice())
+                    .map_err(failed("write a token"))?;
+            }
+        }
+        write.commit().map_err(failed("commit"))
+    }
+
+    /// Forgets a group. Its token is remembered.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn remove(&self, id: &GroupId) -> Result<()> {
+        let write = self.db.begin_write().map_err(failed("begin a write"))?;
+        {
+            let mut table = write.open_table(GROUPS).map_err(failed("open table groups"))?;
+            table.remove(id.as_str()).map_err(failed("remove a group"))?;
+        }
+        write.commit().map_err(failed("commit"))
+    }
+
+    /// The group made with this token.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn token(&self, token: &str, now_ms: u64) -> Result<Option<GroupId>> {
+        let read = self.db.begin_read().map_err(failed("begin a read"))?;
+        let table = read.open_table(TOKENS).map_err(failed("open table tokens"))?;
+        let Some(value) = table.get(token).map_err(failed("read a token"))? else {
+            return Ok(None);
+        };
+        let token: Token = decode(value.value())?;
+        Ok((token.at_ms + TOKEN_LIFE_MS >= now_ms).then_some(token.group))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::{spec::testing, status};
+
+    fn record(id: &str) -> Record {
+        let spec = testing::group("g", 2);
+        Record {
+            group: Group {
+                id: GroupId::parse(id).unwrap(),
+                status: status::GroupStatus::new(&spec, 1),
+                spec,
+            },
+            ip: Some(Ipv4Addr::new(10, 89, 0, 2)),
+            deleting: None,
+            sandbox_running: false,
+            containers: vec![ContainerRecord::default(); 2],
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_there_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let (a, b) = (record("eci-0000000000000000000a"), record("eci-0000000000000000000b"));
+        {
+            let store = Store::open(&path).unwrap();
+            store.put_with_token(&a, Some("t"), 10).unwrap();
+            store.put(&b).unwrap();
+            store.remove(&b.group.id).unwrap();
+        }
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.records().unwrap(), [a.clone()]);
+        assert_eq!(store.token("t", 10).unwrap(), Some(a.group.id));
+        assert_eq!(store.token("t", 11 + TOKEN_LIFE_MS).unwrap(), None);
+        assert_eq!(store.token("u", 10).unwrap(), None);
+    }
+
+    #[test]
+    fn a_copy_taken_at_any_moment_opens() {
+        // What a killed process leaves is what is in the file at that moment.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let store = Store::open(&path).unwrap();
+        let mut a = record("eci-0000000000000000000a");
+        for count in 0..5 {
+            a.containers[0].runs = count;
+            store.put(&a).unwrap();
+            let copy = dir.path().join(format!("copy-{count}"));
+            std::fs::copy(&path, &copy).unwrap();
+            assert_eq!(Store::open(&copy).unwrap().records().unwrap(), [a.clone()]);
+        }
+    }
+
+    #[test]
+    fn a_second_opener_and_another_schema_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let store = Store::open(&path).unwrap();
+        assert_eq!(Store::open(&path).unwrap_err().kind, ErrorKind::FailedPrecondition);
+        let write = store.db.begin_write().unwrap();
+        write.open_table(META).unwrap().insert("schema", 99).unwrap();
+        write.commit().unwrap();
+        drop(store);
+        assert!(Store::open(&path).unwrap_err().message.contains("99"));
+    }
+}

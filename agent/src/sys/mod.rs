@@ -1,0 +1,4 @@
+//! System calls that no library offers in a safe form. The only place in this crate where `unsafe` may live.
+#![allow(unsafe_code)]
+
+pub(crate) mod tap;
