@@ -8,6 +8,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::image::ImageConfig;
+
 /// Prefix of the variables that override the file. `ECI_AGENT_NETWORK__SUBNET` is the field `subnet` of `[network]`.
 pub const ENV_PREFIX: &str = "ECI_AGENT_";
 
@@ -85,6 +87,8 @@ pub struct Config {
     pub sandbox: SandboxConfig,
     /// Network of the groups.
     pub network: NetworkConfig,
+    /// Images.
+    pub image: ImageConfig,
     /// Admission of groups.
     pub capacity: CapacityConfig,
     /// Port 111, the ECI OpenAPI.
@@ -259,6 +263,7 @@ impl Default for Config {
             files: FilesConfig::default(),
             sandbox: SandboxConfig::default(),
             network: NetworkConfig::default(),
+            image: ImageConfig::default(),
             capacity: CapacityConfig::default(),
             eci: EciConfig::default(),
             kubelet: KubeletConfig::default(),

@@ -5,11 +5,13 @@
 pub mod api;
 pub mod capacity;
 pub mod cgroup;
+pub mod check;
 pub mod config;
 pub mod ctl;
 pub mod engine;
 pub mod error;
 pub mod group;
+pub mod host;
 pub mod image;
 pub mod logs;
 pub mod network;

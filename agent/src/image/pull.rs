@@ -114,7 +114,12 @@ impl ImageStore {
             pins: &pins,
             progress: &progress,
         };
-        stream::iter(source.layers.iter().map(|layer| fetch.layer(layer)))
+        // A list and not a mapped iterator: rustc can't prove the latter's closure `Send` for callers that box this future.
+        let mut layers = Vec::with_capacity(source.layers.len());
+        for layer in &source.layers {
+            layers.push(fetch.layer(layer));
+        }
+        stream::iter(layers)
             .buffer_unordered(self.shared.config.concurrent_layers.max(1))
             .try_collect::<()>()
             .await?;

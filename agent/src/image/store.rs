@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
@@ -33,7 +33,7 @@ use super::reference::ImageReference;
 use super::registry::RegistryClient;
 
 /// How images are pulled and kept.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageConfig {
     /// Registries spoken to by plain HTTP, as `host` or `host:port`.
@@ -258,6 +258,13 @@ impl ImageStore {
             shared: Arc::clone(&self.shared),
             id,
         })
+    }
+
+    /// Somebody holds a lease of the image.
+    #[must_use]
+    pub fn in_use(&self, image: &Image) -> bool {
+        let id = image.id.strip_prefix("sha256:").unwrap_or(&image.id);
+        self.shared.known().leases.contains_key(id)
     }
 
     /// Removes images that no reference names and no lease holds, and layers that no image needs. Returns the bytes

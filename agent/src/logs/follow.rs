@@ -92,9 +92,9 @@ impl Watch {
             | inotify::WatchFlags::MOVED_TO
             | inotify::WatchFlags::DELETE_SELF;
         inotify::add_watch(&fd, dir, flags)?;
-        Ok(Self {
-            inotify: AsyncFd::new(fd)?,
-        })
+        #[expect(deprecated, reason = "an `OwnedFd` is all that its unsafe successor asks for")]
+        let inotify = AsyncFd::new(fd)?;
+        Ok(Self { inotify })
     }
 
     /// Waits for a change and forgets all there are. Cancellation-safe.

@@ -1,0 +1,499 @@
+//! The engine behind the doors: owns the host's parts and one driver for each group.
+
+mod images;
+mod stats;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{
+    FutureExt, StreamExt,
+    future::join_all,
+    stream::{self, BoxStream},
+};
+use tokio::{sync::mpsc, task::JoinSet};
+
+pub use images::StoreImages;
+
+use crate::{
+    capacity::{self, HostCapacity},
+    cgroup::Cgroups,
+    config::Config,
+    engine::{
+        Engine, ExecRequest, ExecSession, GroupStats, HostStats, ImageInfo, LogOptions, PullStatus,
+    },
+    error::{Error, ErrorKind, Result},
+    group::{
+        driver::{Driver, GroupHandle, Published},
+        images::Images,
+        spec::{Door, GroupSpec, ImagePullPolicy, RegistryCredential, Size},
+        status::{ContainerState, Group, GroupId, GroupStatus, Phase},
+        view,
+    },
+    logs,
+    network::Network,
+    parts::{HostParts, now_ms},
+    sandbox::{client::Deadlines, exec, shim::ShimProgram},
+    scratch::ScratchDisks,
+    store::{ContainerRecord, Record, Store},
+};
+
+/// The engine of this host.
+#[derive(Debug)]
+pub struct Host {
+    parts: Arc<HostParts>,
+    capacity: HostCapacity,
+    started_at_ms: u64,
+    groups: Arc<Mutex<BTreeMap<GroupId, GroupHandle>>>,
+    /// One acceptance at a time: names, tokens and capacity are checked and taken as one step.
+    accepting: tokio::sync::Mutex<()>,
+    drivers: Mutex<JoinSet<()>>,
+}
+
+impl Host {
+    /// Opens the store, makes what the groups share, adopts what runs and clears what belongs to nobody.
+    ///
+    /// # Errors
+    /// The part that could not be set up, with what to do about it.
+    pub async fn open(config: Config, images: Arc<dyn Images>) -> Result<Self> {
+        for dir in [&config.state_dir, &config.run_dir] {
+            make_private_dir(dir)?;
+        }
+        let store = Store::open(&config.state_dir.join("store.redb"))?;
+        let records = store.records()?;
+        let leases = records
+            .iter()
+            .filter_map(|record| Some((record.group.id.clone(), record.ip?)))
+            .collect();
+        let network = Network::open(config.network.clone(), &leases).await?;
+        let scratch = {
+            let (dir, size_gib) = (config.state_dir.join("scratch"), config.sandbox.scratch_gib);
+            tokio::task::spawn_blocking(move || ScratchDisks::open(dir, size_gib))
+                .await
+                .map_err(|error| Error::with_source(ErrorKind::Internal, "make the scratch template", error))??
+        };
+        let cgroups = Cgroups::open(&config.sandbox.cgroup_root)?;
+        let shim = ShimProgram {
+            path: config.files.shim.clone(),
+            deadlines: Deadlines {
+                start: Duration::from_secs(config.sandbox.start_timeout_seconds),
+                request: Duration::from_secs(config.sandbox.request_timeout_seconds),
+            },
+        };
+        let parts = Arc::new(HostParts {
+            config,
+            store,
+            network,
+            images,
+            shim,
+            scratch,
+            cgroups,
+        });
+        let host = Self {
+            capacity: stats::host_capacity()?,
+            parts,
+            started_at_ms: now_ms(),
+            groups: Arc::default(),
+            accepting: tokio::sync::Mutex::new(()),
+            drivers: Mutex::new(JoinSet::new()),
+        };
+        let known: Vec<GroupId> = records.iter().map(|record| record.group.id.clone()).collect();
+        host.remove_orphans(&known).await;
+        let mut recovered = Vec::new();
+        for record in records {
+            recovered.push(async {
+                let (mut driver, handle) = Driver::new(Arc::clone(&host.parts), record);
+                driver.recover().await;
+                (driver, handle)
+            });
+        }
+        for (driver, handle) in join_all(recovered).await {
+            host.drive(driver, handle);
+        }
+        Ok(host)
+    }
+
+    /// Ends all drivers; the groups live on without an agent.
+    pub async fn shutdown(&self) {
+        let mut drivers = {
+            let mut drivers = self.drivers.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *drivers)
+        };
+        drivers.shutdown().await;
+        let empty = self.lock_groups().is_empty();
+        if empty && let Err(error) = self.parts.network.cleanup().await {
+            tracing::warn!(error = %error.chain(), "the network stays set up");
+        }
+    }
+
+    fn lock_groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, GroupHandle>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drive(&self, driver: Driver, handle: GroupHandle) {
+        let id = handle.now().group.id.clone();
+        self.lock_groups().insert(id.clone(), handle);
+        let groups = Arc::clone(&self.groups);
+        let mut drivers = self.drivers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Forget drivers that have ended.
+        while drivers.try_join_next().is_some() {}
+        drivers.spawn(async move {
+            let published = driver.run().await;
+            groups.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            // Followers learn of the end only once the group can't be found any more.
+            drop(published);
+        });
+    }
+
+    /// Clears bundles, taps, cgroups, scratch disks and logs that belong to no group. Failures are told and passed over:
+    /// the next start tries again.
+    async fn remove_orphans(&self, known: &[GroupId]) {
+        let parts = &self.parts;
+        let ids_in = |dir: &std::path::Path| -> Vec<GroupId> {
+            let listing = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            listing
+                .filter_map(|entry| GroupId::parse(entry.file_name().to_str()?))
+                .filter(|id| !known.contains(id))
+                .collect()
+        };
+        let told = |what: &str, result: Result<usize>| match result {
+            Ok(0) => {}
+            Ok(n) => tracing::info!(n, what, "orphans removed"),
+            Err(error) => tracing::warn!(error = %error.chain(), what, "orphans stay"),
+        };
+        for id in ids_in(&parts.bundles_dir()) {
+            let bundle = parts.bundle(&id);
+            told("shim", parts.shim.bury(id.as_str(), &bundle).await.map(|()| 1));
+            if let Err(error) = tokio::fs::remove_dir_all(bundle.dir()).await {
+                tracing::warn!(path = %bundle.dir().display(), %error, "an orphan bundle stays");
+            }
+        }
+        for id in ids_in(&parts.logs_dir()) {
+            let dir = parts.logs_dir().join(id.as_str());
+            if let Err(error) = tokio::fs::remove_dir_all(&dir).await {
+                tracing::warn!(path = %dir.display(), %error, "orphan logs stay");
+            }
+        }
+        told("cgroup", parts.cgroups.remove_orphans(known));
+        told("tap", parts.network.remove_orphans(known).await.map(|taps| taps.len()));
+        told("scratch disk", parts.scratch.remove_orphans(known));
+    }
+
+    fn handle(&self, id: &GroupId) -> Result<GroupHandle> {
+        self.lock_groups().get(id).cloned().ok_or_else(|| no_group(id))
+    }
+
+    fn published(&self, id: &GroupId) -> Result<Arc<Published>> {
+        Ok(self.handle(id)?.now())
+    }
+
+    fn all(&self) -> Vec<Arc<Published>> {
+        self.lock_groups().values().map(GroupHandle::now).collect()
+    }
+
+    /// Refuses what this host can't take.
+    fn admit(&self, spec: &GroupSpec) -> Result<()> {
+        let groups = self.all();
+        if spec.door == Door::Pod {
+            let same = |published: &&Arc<Published>| {
+                let other = &published.group.spec;
+                other.door == Door::Pod && other.name == spec.name && other.namespace == spec.namespace
+            };
+            if let Some(other) = groups.iter().find(same) {
+                return Err(Error::new(
+                    ErrorKind::AlreadyExists,
+                    format!(
+                        "a container group {}/{} exists already ({}): choose another name or remove it",
+                        spec.namespace, spec.name, other.group.id
+                    ),
+                ));
+            }
+        }
+        let ended = |phase| matches!(phase, Phase::Succeeded | Phase::Failed);
+        let running: Vec<Size> = groups
+            .iter()
+            .filter(|published| !ended(published.group.status.phase))
+            .map(|published| published.group.spec.size)
+            .collect();
+        let config = &self.parts.config;
+        capacity::admit(self.capacity, &config.capacity, &config.sandbox, &running, spec.size)
+    }
+}
+
+fn no_group(id: &GroupId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("no container group {id}"))
+}
+
+fn make_private_dir(dir: &std::path::Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(dir)
+        .map_err(|error| Error::with_source(ErrorKind::Internal, format!("make directory {}", dir.display()), error))
+}
+
+/// A fresh id: `eci-` and 20 random lower-case letters and digits.
+fn new_group_id() -> Result<GroupId> {
+    let text = format!("eci-{}", random_text(20)?);
+    GroupId::parse(&text).ok_or_else(|| Error::new(ErrorKind::Internal, format!("made a bad id {text}")))
+}
+
+/// Random lower-case letters and digits from the kernel.
+fn random_text(length: usize) -> Result<String> {
+    const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut text = String::with_capacity(length);
+    while text.len() < length {
+        let mut bytes = [0_u8; 64];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| Error::with_source(ErrorKind::Internal, "get random bytes", io::Error::from(error)))?;
+        // 252 is the largest multiple of 36 in a byte: above it some letters would be likelier.
+        let fair = bytes.iter().filter(|byte| **byte < 252);
+        text.extend(
+            fair.map(|byte| char::from(ALPHABET[usize::from(byte % 36)]))
+                .take(length - text.len()),
+        );
+    }
+    Ok(text)
+}
+
+/// Where a container is in its group: by name, or the first.
+fn container_index(group: &Group, name: Option<&str>) -> Result<usize> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return Ok(0);
+    };
+    let names = || {
+        let names: Vec<&str> = group.spec.containers.iter().map(|spec| spec.name.as_str()).collect();
+        names.join(", ")
+    };
+    group
+        .spec
+        .containers
+        .iter()
+        .position(|spec| spec.name == name)
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("container group {} has no container {name:?}: it has {}", group.id, names()),
+            )
+        })
+}
+
+#[async_trait]
+impl Engine for Host {
+    async fn create(&self, spec: GroupSpec, client_token: Option<String>) -> Result<GroupId> {
+        let _one = self.accepting.lock().await;
+        let now = now_ms();
+        if let Some(token) = &client_token {
+            let (store, token) = (self.parts.store.clone(), token.clone());
+            let known = tokio::task::spawn_blocking(move || store.token(&token, now)).await;
+            if let Some(id) = known.map_err(|error| Error::with_source(ErrorKind::Internal, "read a token", error))?? {
+                return Ok(id);
+            }
+        }
+        self.admit(&spec)?;
+        let ip = self.parts.network.reserve()?;
+        let record = Record {
+            ip,
+            deleting: None,
+            sandbox_running: false,
+            containers: vec![ContainerRecord::default(); spec.containers.len()],
+            group: Group {
+                id: new_group_id()?,
+                status: GroupStatus {
+                    ip: ip.map(|ip| ip.to_string()),
+                    ..GroupStatus::new(&spec, now)
+                },
+                spec,
+            },
+        };
+        let written = {
+            let (store, record) = (self.parts.store.clone(), record.clone());
+            tokio::task::spawn_blocking(move || store.put_with_token(&record, client_token.as_deref(), now)).await
+        };
+        let written = written.unwrap_or_else(|error| {
+            Err(Error::with_source(ErrorKind::Internal, "write a group", error))
+        });
+        if let Err(error) = written {
+            if let Some(ip) = ip {
+                self.parts.network.release(ip);
+            }
+            return Err(error);
+        }
+        let id = record.group.id.clone();
+        tracing::info!(group_id = %id, name = record.group.spec.name, "group accepted");
+        let (driver, handle) = Driver::new(Arc::clone(&self.parts), record);
+        self.drive(driver, handle);
+        Ok(id)
+    }
+
+    async fn list(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = self.all().iter().map(|published| published.group.clone()).collect();
+        groups.sort_by(|a, b| (a.status.created_at_ms, &a.id).cmp(&(b.status.created_at_ms, &b.id)));
+        groups
+    }
+
+    async fn get(&self, id: &GroupId) -> Result<Group> {
+        Ok(self.published(id)?.group.clone())
+    }
+
+    async fn wait_change(&self, id: &GroupId, seen: &Group) -> Result<Group> {
+        let mut follow = self.handle(id)?.follow();
+        let published = follow
+            .wait_for(|published| published.group != *seen)
+            .await
+            .map_err(|_| no_group(id))?;
+        Ok(published.group.clone())
+    }
+
+    async fn delete(&self, id: &GroupId, grace_seconds: Option<u64>, wait: bool) -> Result<()> {
+        let handle = self.handle(id)?;
+        if !handle.delete(grace_seconds).await {
+            return Err(no_group(id));
+        }
+        if wait {
+            let mut follow = handle.follow();
+            while follow.changed().await.is_ok() {}
+        }
+        Ok(())
+    }
+
+    async fn exec(&self, id: &GroupId, request: ExecRequest) -> Result<ExecSession> {
+        let published = self.published(id)?;
+        let group = &published.group;
+        let index = container_index(group, request.container.as_deref())?;
+        let status = &group.status.containers[index];
+        let running = matches!(status.state, ContainerState::Running { .. });
+        let (Some(connection), Some(container_id), true) =
+            (&published.connection, &status.container_id, running)
+        else {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("container {} of {id} does not run: {}", status.name, state_text(&status.state)),
+            ));
+        };
+        let bundle = self.parts.bundle(id);
+        let exec_id = random_text(16)?;
+        exec::exec(connection.clone(), &bundle, container_id, exec_id, &request).await
+    }
+
+    async fn logs(
+        &self,
+        id: &GroupId,
+        options: LogOptions,
+    ) -> Result<BoxStream<'static, io::Result<Bytes>>> {
+        let handle = self.handle(id)?;
+        let group = handle.now().group.clone();
+        let index = container_index(&group, options.container.as_deref())?;
+        let status = &group.status.containers[index];
+        let run = if options.previous {
+            status.restart_count.checked_sub(1).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::NotFound,
+                    format!("container {} of {id} was not restarted: it has no previous log", status.name),
+                )
+            })?
+        } else {
+            status.restart_count
+        };
+        let path = self.parts.log_file(id, &status.name, run);
+        let mut follow = handle.follow();
+        // The end of this run: it ended, another began, or the group is gone.
+        let ended = async move {
+            let over = |published: &Arc<Published>| {
+                let status = &published.group.status.containers[index];
+                let waits_again = match &status.state {
+                    ContainerState::Waiting { reason, .. } => status.previous.is_some() && reason != view::CREATING,
+                    ContainerState::Running { .. } => false,
+                    ContainerState::Terminated { .. } => true,
+                };
+                status.restart_count != run || waits_again
+            };
+            // An error means that the group is gone.
+            let _ = follow.wait_for(over).await;
+        };
+        logs::stream(path.clone(), &options, ended.boxed())
+            .map_err(|error| Error::with_source(ErrorKind::Internal, format!("read log {}", path.display()), error))
+    }
+
+    async fn stats(&self, id: &GroupId) -> Result<GroupStats> {
+        let published = self.published(id)?;
+        let connection = published.connection.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("container group {id} does not run: its phase is {:?}", published.group.status.phase),
+            )
+        })?;
+        stats::group_stats(&self.parts, &published.group, connection).await
+    }
+
+    async fn host_stats(&self) -> Result<HostStats> {
+        stats::host_stats(&self.parts, self.started_at_ms)
+    }
+
+    async fn pull_image(
+        &self,
+        reference: String,
+        policy: ImagePullPolicy,
+        credentials: Option<RegistryCredential>,
+    ) -> BoxStream<'static, Result<PullStatus>> {
+        let (sender, receiver) = mpsc::channel(32);
+        let images = Arc::clone(&self.parts.images);
+        let progress = sender.clone();
+        let pull = async move {
+            let credentials: Vec<RegistryCredential> = credentials.into_iter().collect();
+            images.pull(&reference, policy, &credentials, Some(progress)).await
+        };
+        // Ends with the reader: dropping the stream stops the pull.
+        let last = pull
+            .map(|result| {
+                result.map(|image| PullStatus {
+                    phase: "done".to_owned(),
+                    layer: None,
+                    done_bytes: 0,
+                    total_bytes: 0,
+                    digest: Some(image.digest),
+                })
+            })
+            .into_stream();
+        drop(sender);
+        let steps = stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|status| (Ok(status), receiver))
+        });
+        stream::select(steps, last).boxed()
+    }
+
+    async fn list_images(&self) -> Result<Vec<ImageInfo>> {
+        self.parts.images.list().await
+    }
+
+    async fn remove_image(&self, reference: &str) -> Result<()> {
+        self.parts.images.remove(reference).await
+    }
+}
+
+fn state_text(state: &ContainerState) -> String {
+    match state {
+        ContainerState::Waiting { reason, message } if message.is_empty() => format!("it waits ({reason})"),
+        ContainerState::Waiting { reason, message } => format!("it waits ({reason}: {message})"),
+        ContainerState::Running { .. } => "its sandbox is not ready".to_owned(),
+        ContainerState::Terminated { exit_code, reason, .. } => format!("it ended with {exit_code} ({reason})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_valid_and_differ() {
+        let (a, b) = (new_group_id().unwrap(), new_group_id().unwrap());
+        assert_ne!(a, b);
+    }
+}
