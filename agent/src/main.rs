@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use agent::{
+    api::Doors,
     check,
     config::{Config, LogConfig, LogFormat},
     host::{Host, StoreImages},
@@ -11,6 +12,7 @@ use agent::{
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 /// The daemon of an Elastic Container Instance host: runs container groups in microVMs.
@@ -129,12 +131,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     let host = Arc::new(open(config.clone()).await?);
+    let doors = Doors::bind(&config, Arc::clone(&host) as _).await?;
     tracing::info!(node_name = config.node_name, "serving");
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn(doors.serve(shutdown.clone()));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("ending; container groups live on");
+    shutdown.cancel();
+    serving.await.context("end the doors")?;
     host.shutdown().await;
     Ok(())
 }
