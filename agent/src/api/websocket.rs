@@ -35,16 +35,10 @@ impl Handshake {
         if method != Method::GET {
             return Err(NotWebSocket("the method is not GET"));
         }
-        if !has_token(headers, &header::UPGRADE, "websocket")
-            || !has_token(headers, &header::CONNECTION, "upgrade")
-        {
+        if !has_token(headers, &header::UPGRADE, "websocket") || !has_token(headers, &header::CONNECTION, "upgrade") {
             return Err(NotWebSocket("there is no Upgrade: websocket header"));
         }
-        if headers
-            .get(header::SEC_WEBSOCKET_VERSION)
-            .map(HeaderValue::as_bytes)
-            != Some(b"13")
-        {
+        if headers.get(header::SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes) != Some(b"13") {
             return Err(NotWebSocket("Sec-WebSocket-Version is not 13"));
         }
         let key = headers
@@ -117,13 +111,21 @@ pub(super) async fn server_socket<S>(stream: S) -> WebSocketStream<S>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
+    server_socket_after(stream, Vec::new()).await
+}
+
+/// As [`server_socket`], where `ahead` was read from the connection already.
+pub(super) async fn server_socket_after<S>(stream: S, ahead: Vec<u8>) -> WebSocketStream<S>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES))
         .read_buffer_size(READ_BUFFER_BYTES)
         // Each frame goes out by itself; the stream below holds no data back.
         .write_buffer_size(0);
-    WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await
+    WebSocketStream::from_partially_read(stream, ahead, Role::Server, Some(config)).await
 }
 
 fn has_token(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
@@ -162,10 +164,7 @@ mod tests {
         ]);
         let handshake = Handshake::parse(&Method::GET, &headers).unwrap();
         assert_eq!(handshake.accept_key, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        assert_eq!(
-            handshake.choose(&["v4.channel.k8s.io"]),
-            Some("v4.channel.k8s.io")
-        );
+        assert_eq!(handshake.choose(&["v4.channel.k8s.io"]), Some("v4.channel.k8s.io"));
         assert_eq!(handshake.choose(&["x"]), None);
         assert!(Handshake::parse(&Method::POST, &headers).is_err());
     }

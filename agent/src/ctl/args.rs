@@ -15,6 +15,7 @@ pub(super) struct Cli {
         long,
         global = true,
         env = "ECICTL_SOCKET",
+        hide_env_values = true,
         default_value = "/run/eci-agent/agent.sock",
         value_name = "PATH"
     )]
