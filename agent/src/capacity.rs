@@ -50,7 +50,9 @@ pub fn admit(
     let memory = host
         .memory_bytes
         .saturating_sub(capacity.reserved_memory_mib.saturating_mul(MIB));
-    let memory_used: u64 = used.iter().fold(0, |sum, size| sum.saturating_add(size.memory_bytes));
+    let memory_used: u64 = used
+        .iter()
+        .fold(0, |sum, size| sum.saturating_add(size.memory_bytes));
     let memory_free = memory.saturating_sub(memory_used);
     if wanted.memory_bytes > memory_free {
         return exhausted(format!(
@@ -109,11 +111,24 @@ mod tests {
     #[test]
     fn exact_fits_are_admitted_and_one_more_is_not() {
         assert!(check(&[], size(4000, 3900)).is_ok());
-        assert!(check(&[], size(4001, 100)).unwrap_err().message.contains("4.00 vCPU"));
+        assert!(
+            check(&[], size(4001, 100))
+                .unwrap_err()
+                .message
+                .contains("4.00 vCPU")
+        );
         let error = check(&[size(1000, 1900)], size(1000, 1901)).unwrap_err();
         assert_eq!(error.kind, ErrorKind::ResourceExhausted);
-        assert!(error.message.contains("2001 MiB") && error.message.contains("2000 of 4000"), "{error}");
-        assert!(check(&[size(1, 1); 3], size(1, 1)).unwrap_err().message.contains("max_groups"));
+        assert!(
+            error.message.contains("2001 MiB") && error.message.contains("2000 of 4000"),
+            "{error}"
+        );
+        assert!(
+            check(&[size(1, 1); 3], size(1, 1))
+                .unwrap_err()
+                .message
+                .contains("max_groups")
+        );
     }
 
     #[test]

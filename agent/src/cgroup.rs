@@ -46,10 +46,8 @@ impl Cgroups {
         std::fs::create_dir_all(root).map_err(failed(format!("make cgroup {}", root.display())))?;
         for dir in [parent, root] {
             let path = dir.join("cgroup.subtree_control");
-            std::fs::write(&path, "+cpu +memory").map_err(failed(format!(
-                "write \"+cpu +memory\" to {}",
-                path.display()
-            )))?;
+            std::fs::write(&path, "+cpu +memory")
+                .map_err(failed(format!("write \"+cpu +memory\" to {}", path.display())))?;
         }
         Ok(Self {
             root: Some(root.to_owned()),
@@ -159,7 +157,8 @@ fn wait_empty(dir: &Path) -> Result<()> {
     let path = dir.join("cgroup.events");
     let what = || format!("wait for cgroup {} to empty", dir.display());
     let errno = |error: rustix::io::Errno| failed(what())(error.into());
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(errno)?;
+    let watch =
+        inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(errno)?;
     inotify::add_watch(&watch, &path, inotify::WatchFlags::MODIFY).map_err(errno)?;
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {
@@ -171,9 +170,8 @@ fn wait_empty(dir: &Path) -> Result<()> {
         if left.is_zero() {
             return Err(Error::new(ErrorKind::DeadlineExceeded, what()));
         }
-        let timeout = Timespec::try_from(left).map_err(|error| {
-            Error::with_source(ErrorKind::Internal, what(), error)
-        })?;
+        let timeout = Timespec::try_from(left)
+            .map_err(|error| Error::with_source(ErrorKind::Internal, what(), error))?;
         let mut fds = [PollFd::new(&watch, PollFlags::IN)];
         poll(&mut fds, Some(&timeout)).map_err(errno)?;
         let mut buffer = [0_u8; 1024];

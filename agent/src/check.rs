@@ -76,7 +76,14 @@ pub fn run(config: &Config) -> Vec<Check> {
         checks.push(device("tun", "/dev/net/tun", "modprobe tun"));
         checks.push(bridge());
         checks.push(program("nft", "install nftables"));
-        checks.push(device("vhost-net", "/dev/vhost-net", "modprobe vhost_net (without it the VMM moves packets itself)").warning());
+        checks.push(
+            device(
+                "vhost-net",
+                "/dev/vhost-net",
+                "modprobe vhost_net (without it the VMM moves packets itself)",
+            )
+            .warning(),
+        );
     }
     checks.push(program("mkfs.ext4", "install e2fsprogs"));
     let files = &config.files;
@@ -144,7 +151,11 @@ fn kvm(cpuinfo: &str, opened: io::Result<()>) -> Check {
         (Err(error), Some(extension)) => Check::failed(
             "kvm",
             format!("the CPU has {extension}, /dev/kvm does not open: {error}"),
-            if extension == "svm" { "modprobe kvm_amd" } else { "modprobe kvm_intel" },
+            if extension == "svm" {
+                "modprobe kvm_amd"
+            } else {
+                "modprobe kvm_intel"
+            },
         ),
         (Err(error), None) => Check::failed(
             "kvm",
@@ -214,7 +225,9 @@ fn bridge() -> Check {
 fn program(name: &'static str, fix: &str) -> Check {
     let path = std::env::var("PATH").unwrap_or_default();
     let places = path.split(':').chain(["/usr/sbin", "/sbin"]);
-    let found = places.map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+    let found = places
+        .map(|dir| Path::new(dir).join(name))
+        .find(|path| path.is_file());
     match found {
         Some(path) => Check::ok(name, path.display().to_string()),
         None => Check::failed(name, "not on PATH", fix),
@@ -223,14 +236,23 @@ fn program(name: &'static str, fix: &str) -> Check {
 
 fn file(name: &'static str, path: &Path) -> Check {
     match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => Check::ok(name, path.display().to_string()),
-        Ok(_) => Check::failed(name, format!("{} is empty or no file", path.display()), fix_file(path)),
+        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => {
+            Check::ok(name, path.display().to_string())
+        }
+        Ok(_) => Check::failed(
+            name,
+            format!("{} is empty or no file", path.display()),
+            fix_file(path),
+        ),
         Err(error) => Check::failed(name, format!("{}: {error}", path.display()), fix_file(path)),
     }
 }
 
 fn fix_file(path: &Path) -> String {
-    format!("install {} or name another in [files] of the configuration", path.display())
+    format!(
+        "install {} or name another in [files] of the configuration",
+        path.display()
+    )
 }
 
 fn disk(state_dir: &Path) -> Check {
@@ -251,7 +273,11 @@ fn disk(state_dir: &Path) -> Check {
                 Check::ok("disk", found)
             }
         }
-        Err(error) => Check::failed("disk", format!("{}: {error}", existing.display()), "check the mount"),
+        Err(error) => Check::failed(
+            "disk",
+            format!("{}: {error}", existing.display()),
+            "check the mount",
+        ),
     }
 }
 
@@ -276,9 +302,17 @@ mod tests {
         assert_eq!(kvm(SVM, Ok(())).outcome, Outcome::Ok);
         let third = kvm(NONE, Ok(()));
         assert_eq!(third.outcome, Outcome::Failed);
-        assert!(third.found.contains("opens but cannot run ordinary guests (no vmx/svm in /proc/cpuinfo)"));
+        assert!(
+            third
+                .found
+                .contains("opens but cannot run ordinary guests (no vmx/svm in /proc/cpuinfo)")
+        );
         assert_eq!(kvm(SVM, error(io::ErrorKind::NotFound)).fix, "modprobe kvm_amd");
-        assert!(kvm(SVM, error(io::ErrorKind::PermissionDenied)).fix.contains("root"));
+        assert!(
+            kvm(SVM, error(io::ErrorKind::PermissionDenied))
+                .fix
+                .contains("root")
+        );
         assert!(kvm("", error(io::ErrorKind::NotFound)).fix.contains("nested"));
     }
 

@@ -25,9 +25,7 @@ use crate::{
     capacity::{self, HostCapacity},
     cgroup::Cgroups,
     config::Config,
-    engine::{
-        Engine, ExecRequest, ExecSession, GroupStats, HostStats, ImageInfo, LogOptions, PullStatus,
-    },
+    engine::{Engine, ExecRequest, ExecSession, GroupStats, HostStats, ImageInfo, LogOptions, PullStatus},
     error::{Error, ErrorKind, Result},
     group::{
         driver::{Driver, GroupHandle, Published},
@@ -76,7 +74,9 @@ impl Host {
             let (dir, size_gib) = (config.state_dir.join("scratch"), config.sandbox.scratch_gib);
             tokio::task::spawn_blocking(move || ScratchDisks::open(dir, size_gib))
                 .await
-                .map_err(|error| Error::with_source(ErrorKind::Internal, "make the scratch template", error))??
+                .map_err(|error| {
+                    Error::with_source(ErrorKind::Internal, "make the scratch template", error)
+                })??
         };
         let cgroups = Cgroups::open(&config.sandbox.cgroup_root)?;
         let shim = ShimProgram {
@@ -181,7 +181,10 @@ impl Host {
             }
         }
         told("cgroup", parts.cgroups.remove_orphans(known));
-        told("tap", parts.network.remove_orphans(known).await.map(|taps| taps.len()));
+        told(
+            "tap",
+            parts.network.remove_orphans(known).await.map(|taps| taps.len()),
+        );
         told("scratch disk", parts.scratch.remove_orphans(known));
     }
 
@@ -222,7 +225,13 @@ impl Host {
             .map(|published| published.group.spec.size)
             .collect();
         let config = &self.parts.config;
-        capacity::admit(self.capacity, &config.capacity, &config.sandbox, &running, spec.size)
+        capacity::admit(
+            self.capacity,
+            &config.capacity,
+            &config.sandbox,
+            &running,
+            spec.size,
+        )
     }
 }
 
@@ -236,7 +245,13 @@ fn make_private_dir(dir: &std::path::Path) -> Result<()> {
         .recursive(true)
         .mode(0o711)
         .create(dir)
-        .map_err(|error| Error::with_source(ErrorKind::Internal, format!("make directory {}", dir.display()), error))
+        .map_err(|error| {
+            Error::with_source(
+                ErrorKind::Internal,
+                format!("make directory {}", dir.display()),
+                error,
+            )
+        })
 }
 
 /// A fresh id: `eci-` and 20 random lower-case letters and digits.
@@ -251,8 +266,9 @@ fn random_text(length: usize) -> Result<String> {
     let mut text = String::with_capacity(length);
     while text.len() < length {
         let mut bytes = [0_u8; 64];
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| Error::with_source(ErrorKind::Internal, "get random bytes", io::Error::from(error)))?;
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|error| {
+            Error::with_source(ErrorKind::Internal, "get random bytes", io::Error::from(error))
+        })?;
         // 252 is the largest multiple of 36 in a byte: above it some letters would be likelier.
         let fair = bytes.iter().filter(|byte| **byte < 252);
         text.extend(
@@ -269,7 +285,12 @@ fn container_index(group: &Group, name: Option<&str>) -> Result<usize> {
         return Ok(0);
     };
     let names = || {
-        let names: Vec<&str> = group.spec.containers.iter().map(|spec| spec.name.as_str()).collect();
+        let names: Vec<&str> = group
+            .spec
+            .containers
+            .iter()
+            .map(|spec| spec.name.as_str())
+            .collect();
         names.join(", ")
     };
     group
@@ -280,7 +301,11 @@ fn container_index(group: &Group, name: Option<&str>) -> Result<usize> {
         .ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
-                format!("container group {} has no container {name:?}: it has {}", group.id, names()),
+                format!(
+                    "container group {} has no container {name:?}: it has {}",
+                    group.id,
+                    names()
+                ),
             )
         })
 }
@@ -293,7 +318,9 @@ impl Engine for Host {
         if let Some(token) = &client_token {
             let (store, token) = (self.parts.store.clone(), token.clone());
             let known = tokio::task::spawn_blocking(move || store.token(&token, now)).await;
-            if let Some(id) = known.map_err(|error| Error::with_source(ErrorKind::Internal, "read a token", error))?? {
+            if let Some(id) =
+                known.map_err(|error| Error::with_source(ErrorKind::Internal, "read a token", error))??
+            {
                 return Ok(id);
             }
         }
@@ -315,11 +342,11 @@ impl Engine for Host {
         };
         let written = {
             let (store, record) = (self.parts.store.clone(), record.clone());
-            tokio::task::spawn_blocking(move || store.put_with_token(&record, client_token.as_deref(), now)).await
+            tokio::task::spawn_blocking(move || store.put_with_token(&record, client_token.as_deref(), now))
+                .await
         };
-        let written = written.unwrap_or_else(|error| {
-            Err(Error::with_source(ErrorKind::Internal, "write a group", error))
-        });
+        let written = written
+            .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, "write a group", error)));
         if let Err(error) = written {
             if let Some(ip) = ip {
                 self.parts.network.release(ip);
@@ -334,7 +361,11 @@ impl Engine for Host {
     }
 
     async fn list(&self) -> Vec<Group> {
-        let mut groups: Vec<Group> = self.all().iter().map(|published| published.group.clone()).collect();
+        let mut groups: Vec<Group> = self
+            .all()
+            .iter()
+            .map(|published| published.group.clone())
+            .collect();
         groups.sort_by(|a, b| (a.status.created_at_ms, &a.id).cmp(&(b.status.created_at_ms, &b.id)));
         groups
     }
@@ -375,7 +406,11 @@ impl Engine for Host {
         else {
             return Err(Error::new(
                 ErrorKind::FailedPrecondition,
-                format!("container {} of {id} does not run: {}", status.name, state_text(&status.state)),
+                format!(
+                    "container {} of {id} does not run: {}",
+                    status.name,
+                    state_text(&status.state)
+                ),
             ));
         };
         let bundle = self.parts.bundle(id);
@@ -383,11 +418,7 @@ impl Engine for Host {
         exec::exec(connection.clone(), &bundle, container_id, exec_id, &request).await
     }
 
-    async fn logs(
-        &self,
-        id: &GroupId,
-        options: LogOptions,
-    ) -> Result<BoxStream<'static, io::Result<Bytes>>> {
+    async fn logs(&self, id: &GroupId, options: LogOptions) -> Result<BoxStream<'static, io::Result<Bytes>>> {
         let handle = self.handle(id)?;
         let group = handle.now().group.clone();
         let index = container_index(&group, options.container.as_deref())?;
@@ -396,7 +427,10 @@ impl Engine for Host {
             status.restart_count.checked_sub(1).ok_or_else(|| {
                 Error::new(
                     ErrorKind::NotFound,
-                    format!("container {} of {id} was not restarted: it has no previous log", status.name),
+                    format!(
+                        "container {} of {id} was not restarted: it has no previous log",
+                        status.name
+                    ),
                 )
             })?
         } else {
@@ -409,7 +443,9 @@ impl Engine for Host {
             let over = |published: &Arc<Published>| {
                 let status = &published.group.status.containers[index];
                 let waits_again = match &status.state {
-                    ContainerState::Waiting { reason, .. } => status.previous.is_some() && reason != view::CREATING,
+                    ContainerState::Waiting { reason, .. } => {
+                        status.previous.is_some() && reason != view::CREATING
+                    }
                     ContainerState::Running { .. } => false,
                     ContainerState::Terminated { .. } => true,
                 };
@@ -418,8 +454,9 @@ impl Engine for Host {
             // An error means that the group is gone.
             let _ = follow.wait_for(over).await;
         };
-        logs::stream(path.clone(), &options, ended.boxed())
-            .map_err(|error| Error::with_source(ErrorKind::Internal, format!("read log {}", path.display()), error))
+        logs::stream(path.clone(), &options, ended.boxed()).map_err(|error| {
+            Error::with_source(ErrorKind::Internal, format!("read log {}", path.display()), error)
+        })
     }
 
     async fn stats(&self, id: &GroupId) -> Result<GroupStats> {
@@ -427,7 +464,10 @@ impl Engine for Host {
         let connection = published.connection.as_ref().ok_or_else(|| {
             Error::new(
                 ErrorKind::FailedPrecondition,
-                format!("container group {id} does not run: its phase is {:?}", published.group.status.phase),
+                format!(
+                    "container group {id} does not run: its phase is {:?}",
+                    published.group.status.phase
+                ),
             )
         })?;
         stats::group_stats(&self.parts, &published.group, connection).await
@@ -448,7 +488,9 @@ impl Engine for Host {
         let progress = sender.clone();
         let pull = async move {
             let credentials: Vec<RegistryCredential> = credentials.into_iter().collect();
-            images.pull(&reference, policy, &credentials, Some(progress)).await
+            images
+                .pull(&reference, policy, &credentials, Some(progress))
+                .await
         };
         // Ends with the reader: dropping the stream stops the pull.
         let last = pull
@@ -483,7 +525,9 @@ fn state_text(state: &ContainerState) -> String {
         ContainerState::Waiting { reason, message } if message.is_empty() => format!("it waits ({reason})"),
         ContainerState::Waiting { reason, message } => format!("it waits ({reason}: {message})"),
         ContainerState::Running { .. } => "its sandbox is not ready".to_owned(),
-        ContainerState::Terminated { exit_code, reason, .. } => format!("it ended with {exit_code} ({reason})"),
+        ContainerState::Terminated {
+            exit_code, reason, ..
+        } => format!("it ended with {exit_code} ({reason})"),
     }
 }
 

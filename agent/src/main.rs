@@ -94,11 +94,18 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check { config, json } => {
             let checks = check::run(&config.load()?);
             if json {
-                println!("{}", serde_json::to_string_pretty(&checks).context("encode the checks")?);
+                println!(
+                    "{}",
+                    serde_json::to_string_pretty(&checks).context("encode the checks")?
+                );
             } else {
                 print!("{}", check::table(&checks));
             }
-            Ok(if check::usable(&checks) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if check::usable(&checks) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
         }
         Command::Cleanup { config } => {
             let config = config.load()?;
@@ -117,9 +124,15 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn start_log(config: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.filter)
-        .with_context(|| format!("log.filter is {:?}: give a filter such as info or agent=debug", config.filter))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(&config.filter).with_context(|| {
+        format!(
+            "log.filter is {:?}: give a filter such as info or agent=debug",
+            config.filter
+        )
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().init(),
@@ -160,7 +173,10 @@ async fn cleanup(config: Config) -> anyhow::Result<()> {
     use agent::engine::Engine;
     let host = open(config).await?;
     let groups = host.list().await.len();
-    anyhow::ensure!(groups == 0, "this host has {groups} container groups: remove them first (ecictl rm)");
+    anyhow::ensure!(
+        groups == 0,
+        "this host has {groups} container groups: remove them first (ecictl rm)"
+    );
     host.shutdown().await;
     Ok(())
 }

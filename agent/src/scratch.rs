@@ -58,7 +58,14 @@ impl ScratchDisks {
             .map_err(failed(format!("make {} {size_gib} GiB long", draft.display())))?;
         // No journal: a scratch disk does not outlive its sandbox. Lazy tables: only what is used is ever written.
         let output = Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode,uninit_bg"])
+            .args([
+                "-q",
+                "-F",
+                "-m",
+                "0",
+                "-O",
+                "^has_journal,^resize_inode,uninit_bg",
+            ])
             .args(["-E", "lazy_itable_init=1,nodiscard", "-L", "scratch"])
             .arg(&draft)
             .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
@@ -75,7 +82,12 @@ impl ScratchDisks {
             let text = String::from_utf8_lossy(&output.stderr);
             return Err(Error::new(
                 ErrorKind::Internal,
-                format!("mkfs.ext4 for {}: {}: {}", draft.display(), output.status, text.trim()),
+                format!(
+                    "mkfs.ext4 for {}: {}: {}",
+                    draft.display(),
+                    output.status,
+                    text.trim()
+                ),
             ));
         }
         file.sync_all()
@@ -200,7 +212,10 @@ mod tests {
         let id = GroupId::parse("eci-0000000000000000000a").unwrap();
         let path = disks.create(&id).unwrap();
         std::fs::write(&path, "x").unwrap();
-        assert_eq!(std::fs::metadata(disks.create(&id).unwrap()).unwrap().len(), 1 << 30);
+        assert_eq!(
+            std::fs::metadata(disks.create(&id).unwrap()).unwrap().len(),
+            1 << 30
+        );
         assert_eq!(disks.remove_orphans(std::slice::from_ref(&id)).unwrap(), 0);
         assert_eq!(disks.remove_orphans(&[]).unwrap(), 1);
         assert!(!path.exists());

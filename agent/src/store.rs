@@ -65,12 +65,17 @@ fn failed<E: Into<redb::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(|error| Error::with_source(ErrorKind::Internal, "encode a record", error))
+    serde_json::to_vec(value)
+        .map_err(|error| Error::with_source(ErrorKind::Internal, "encode a record", error))
 }
 
 fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| {
-        Error::with_source(ErrorKind::Internal, "the store has a record that can't be read", error)
+        Error::with_source(
+            ErrorKind::Internal,
+            "the store has a record that can't be read",
+            error,
+        )
     })
 }
 
@@ -100,7 +105,8 @@ impl Store {
                 .map(|value| value.value());
             match schema {
                 None => {
-                    meta.insert("schema", SCHEMA).map_err(failed("write the schema"))?;
+                    meta.insert("schema", SCHEMA)
+                        .map_err(failed("write the schema"))?;
                 }
                 Some(SCHEMA) => {}
                 Some(other) => {
@@ -227,7 +233,10 @@ mod tests {
     fn what_was_written_is_there_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.redb");
-        let (a, b) = (record("eci-0000000000000000000a"), record("eci-0000000000000000000b"));
+        let (a, b) = (
+            record("eci-0000000000000000000a"),
+            record("eci-0000000000000000000b"),
+        );
         {
             let store = Store::open(&path).unwrap();
             store.put_with_token(&a, Some("t"), 10).unwrap();
@@ -262,7 +271,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.redb");
         let store = Store::open(&path).unwrap();
-        assert_eq!(Store::open(&path).unwrap_err().kind, ErrorKind::FailedPrecondition);
+        assert_eq!(
+            Store::open(&path).unwrap_err().kind,
+            ErrorKind::FailedPrecondition
+        );
         let write = store.db.begin_write().unwrap();
         write.open_table(META).unwrap().insert("schema", 99).unwrap();
         write.commit().unwrap();

@@ -77,7 +77,9 @@ fn run(script: &str, arguments: &[&str]) {
         eprintln!("SKIPPED: ECI_SDK_PYTHON names no Python with the SDKs");
         return;
     };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/sdk").join(script);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/sdk")
+        .join(script);
     let output = Command::new(python)
         .arg(script)
         .args(arguments)
@@ -98,7 +100,15 @@ fn the_official_eci_sdks_work_unchanged() {
     let endpoint = host.addresses.eci.unwrap().to_string();
     run(
         "eci_sdk.py",
-        &["--endpoint", &endpoint, "--key", "testid", "--secret", "testsecret", "--fake"],
+        &[
+            "--endpoint",
+            &endpoint,
+            "--key",
+            "testid",
+            "--secret",
+            "testsecret",
+            "--fake",
+        ],
     );
 }
 
@@ -108,6 +118,18 @@ fn the_kubernetes_client_reads_and_runs() {
     let server = format!("https://{}", host.addresses.kubelet.unwrap());
     run(
         "kubelet_client.py",
-        &["--server", &server, "--token", "s3cret", "--namespace", "shop", "--pod", "web", "--container", "c", "--fake"],
+        &[
+            "--server",
+            &server,
+            "--token",
+            "s3cret",
+            "--namespace",
+            "shop",
+            "--pod",
+            "web",
+            "--container",
+            "c",
+            "--fake",
+        ],
     );
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, Container, ContainerPort, ContainerState as PodContainerState, ContainerStateRunning,
-        ContainerStateTerminated, ContainerStateWaiting, ContainerStatus as PodContainerStatus, EmptyDirVolumeSource,
-        EnvVar as PodEnvVar, EnvVarSource, HostAlias, ObjectFieldSelector, Pod, PodCondition, PodDNSConfig,
-        PodDNSConfigOption, PodIP, PodSecurityContext, PodSpec, PodStatus, ResourceRequirements, SecurityContext,
-        Sysctl, Volume, VolumeMount as PodVolumeMount,
+        ContainerStateTerminated, ContainerStateWaiting, ContainerStatus as PodContainerStatus,
+        EmptyDirVolumeSource, EnvVar as PodEnvVar, EnvVarSource, HostAlias, ObjectFieldSelector, Pod,
+        PodCondition, PodDNSConfig, PodDNSConfigOption, PodIP, PodSecurityContext, PodSpec, PodStatus,
+        ResourceRequirements, SecurityContext, Sysctl, Volume, VolumeMount as PodVolumeMount,
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -19,7 +19,8 @@ use k8s_openapi::{
 use crate::group::{
     quantity,
     spec::{
-        ContainerSpec, DnsSpec, EnvValue, EnvVar, GroupSpec, ImagePullPolicy, RestartPolicy, VolumeSource, VolumeSpec,
+        ContainerSpec, DnsSpec, EnvValue, EnvVar, GroupSpec, ImagePullPolicy, RestartPolicy, VolumeSource,
+        VolumeSpec,
     },
     status::{ContainerState, ContainerStatus, Group, Phase},
 };
@@ -75,7 +76,8 @@ pub(super) fn phase(group: &Group) -> &'static str {
 pub(super) fn conditions(group: &Group) -> Vec<PodCondition> {
     let status = &group.status;
     let started = status.started_at_ms.is_some();
-    let all_ready = status.phase == Phase::Running && status.containers.iter().all(|container| container.ready);
+    let all_ready =
+        status.phase == Phase::Running && status.containers.iter().all(|container| container.ready);
     let scheduled = status.phase != Phase::Scheduling;
     // Containers are ready since the last of them started.
     let ready_at = status
@@ -343,7 +345,10 @@ fn container(spec: &ContainerSpec) -> Container {
     let resources = spec.size.map(|size| {
         let limits = BTreeMap::from([
             ("cpu".to_owned(), Quantity(quantity::milli_text(size.cpu_milli))),
-            ("memory".to_owned(), Quantity(quantity::bytes_text(size.memory_bytes))),
+            (
+                "memory".to_owned(),
+                Quantity(quantity::bytes_text(size.memory_bytes)),
+            ),
         ]);
         ResourceRequirements {
             requests: Some(limits.clone()),
@@ -462,10 +467,16 @@ mod tests {
             finished_at_ms: 2000,
         };
         let status = pod(&group, "n").status.unwrap();
-        assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("SandboxDied")));
+        assert_eq!(
+            (status.phase.as_deref(), status.reason.as_deref()),
+            (Some("Failed"), Some("SandboxDied"))
+        );
         let state = status.container_statuses.unwrap()[0].state.clone().unwrap();
         let terminated = state.terminated.unwrap();
-        assert_eq!((terminated.exit_code, terminated.reason.as_deref()), (137, Some("OOMKilled")));
+        assert_eq!(
+            (terminated.exit_code, terminated.reason.as_deref()),
+            (137, Some("OOMKilled"))
+        );
     }
 
     #[test]
@@ -499,7 +510,10 @@ spec:
         let mut group = web();
         group.spec = spec.clone();
         let mut again = pod_door::to_group(pod(&group, "n"), &table).unwrap();
-        assert_eq!(again.annotations.remove(ID_ANNOTATION).as_deref(), Some(group.id.as_str()));
+        assert_eq!(
+            again.annotations.remove(ID_ANNOTATION).as_deref(),
+            Some(group.id.as_str())
+        );
         assert_eq!(again, spec);
     }
 

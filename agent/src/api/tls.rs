@@ -39,7 +39,10 @@ where
 }
 
 /// An acceptor with these files. With `client_ca` a client may show a certificate, which is then verified.
-pub(super) fn acceptor(files: &CertificateFiles, client_ca: Option<&Path>) -> Result<TlsAcceptor, ListenError> {
+pub(super) fn acceptor(
+    files: &CertificateFiles,
+    client_ca: Option<&Path>,
+) -> Result<TlsAcceptor, ListenError> {
     let read_chain = |step, path: &Path| -> Result<Vec<_>, ListenError> {
         let chain: Vec<_> = CertificateDer::pem_file_iter(path)
             .and_then(Iterator::collect)
@@ -137,7 +140,10 @@ mod tests {
         let make = || self_signed(directory.path(), "node-1", "10.0.0.1".parse().unwrap()).unwrap();
         let files = make();
         let first = fs::read(&files.certificate).unwrap();
-        assert_eq!(fs::metadata(&files.key).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&files.key).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         make();
         assert_eq!(fs::read(&files.certificate).unwrap(), first);
         acceptor(&files, None).unwrap();

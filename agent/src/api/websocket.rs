@@ -35,10 +35,16 @@ impl Handshake {
         if method != Method::GET {
             return Err(NotWebSocket("the method is not GET"));
         }
-        if !has_token(headers, &header::UPGRADE, "websocket") || !has_token(headers, &header::CONNECTION, "upgrade") {
+        if !has_token(headers, &header::UPGRADE, "websocket")
+            || !has_token(headers, &header::CONNECTION, "upgrade")
+        {
             return Err(NotWebSocket("there is no Upgrade: websocket header"));
         }
-        if headers.get(header::SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes) != Some(b"13") {
+        if headers
+            .get(header::SEC_WEBSOCKET_VERSION)
+            .map(HeaderValue::as_bytes)
+            != Some(b"13")
+        {
             return Err(NotWebSocket("Sec-WebSocket-Version is not 13"));
         }
         let key = headers
@@ -164,7 +170,10 @@ mod tests {
         ]);
         let handshake = Handshake::parse(&Method::GET, &headers).unwrap();
         assert_eq!(handshake.accept_key, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        assert_eq!(handshake.choose(&["v4.channel.k8s.io"]), Some("v4.channel.k8s.io"));
+        assert_eq!(
+            handshake.choose(&["v4.channel.k8s.io"]),
+            Some("v4.channel.k8s.io")
+        );
         assert_eq!(handshake.choose(&["x"]), None);
         assert!(Handshake::parse(&Method::POST, &headers).is_err());
     }

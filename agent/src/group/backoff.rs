@@ -22,7 +22,9 @@ pub fn restarts(policy: RestartPolicy, exit_code: i32) -> bool {
 pub fn delay_ms(failures: u32) -> u64 {
     match failures.checked_sub(1) {
         None => 0,
-        Some(doublings) => FIRST_MS.checked_shl(doublings.min(16)).map_or(LONGEST_MS, |ms| ms.min(LONGEST_MS)),
+        Some(doublings) => FIRST_MS
+            .checked_shl(doublings.min(16))
+            .map_or(LONGEST_MS, |ms| ms.min(LONGEST_MS)),
     }
 }
 

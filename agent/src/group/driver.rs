@@ -203,7 +203,9 @@ impl Driver {
                     }
                 }
                 // It was not created yet, or has ended and was removed: the plan goes on from there.
-                Err(error) => tracing::debug!(group_id = %self.id, error = %error.chain(), "container not found"),
+                Err(error) => {
+                    tracing::debug!(group_id = %self.id, error = %error.chain(), "container not found")
+                }
             }
         }
     }
@@ -211,7 +213,12 @@ impl Driver {
     /// Keeps the image of a container that runs already.
     async fn lease(&self, index: usize) -> Option<Arc<LocalImage>> {
         let image = &self.spec.containers[index].image;
-        match self.parts.images.pull(image, ImagePullPolicy::Never, &[], None).await {
+        match self
+            .parts
+            .images
+            .pull(image, ImagePullPolicy::Never, &[], None)
+            .await
+        {
             Ok(image) => Some(Arc::new(image)),
             Err(error) => {
                 tracing::warn!(group_id = %self.id, error = %error.chain(), "the image of a running container is gone");
@@ -405,7 +412,9 @@ impl Driver {
                     match result {
                         Ok(ended) => self.ended(index, ended),
                         // The end of its sandbox, which has its own outcome with the reason.
-                        Err(error) => tracing::debug!(group_id = %self.id, error = %error.chain(), "wait ended"),
+                        Err(error) => {
+                            tracing::debug!(group_id = %self.id, error = %error.chain(), "wait ended")
+                        }
                     }
                 }
             }
@@ -468,7 +477,12 @@ impl Driver {
                     message = format!("{message} ({words})");
                 }
                 self.sandbox_failures = self.sandbox_failures.saturating_add(1);
-                self.event(EventKind::Warning, "FailedCreatePodSandBox", message.clone(), None);
+                self.event(
+                    EventKind::Warning,
+                    "FailedCreatePodSandBox",
+                    message.clone(),
+                    None,
+                );
                 let status = &mut self.record.group.status;
                 view::SANDBOX_FAILED.clone_into(&mut status.reason);
                 status.message = message;
@@ -649,7 +663,10 @@ impl Driver {
     async fn save(&mut self) {
         let deleting = self.record.deleting.is_some();
         self.record.group.status.ip = self.record.ip.as_ref().map(Ipv4Addr::to_string);
-        let all_done = self.containers.iter().all(|container| container.seen == ContainerSeen::Done);
+        let all_done = self
+            .containers
+            .iter()
+            .all(|container| container.seen == ContainerSeen::Done);
         view::settle(&mut self.record.group.status, deleting, all_done, now_ms());
         while self.saved.as_ref() != Some(&self.record) {
             let (store, record) = (self.parts.store.clone(), self.record.clone());
@@ -666,10 +683,13 @@ impl Driver {
                 }
             }
         }
-        let connection = self.connection.clone().filter(|_| self.sandbox == SandboxSeen::Running);
+        let connection = self
+            .connection
+            .clone()
+            .filter(|_| self.sandbox == SandboxSeen::Running);
         self.published.send_if_modified(|published| {
-            let changed =
-                published.group != self.record.group || published.connection.is_some() != connection.is_some();
+            let changed = published.group != self.record.group
+                || published.connection.is_some() != connection.is_some();
             if changed {
                 *published = Arc::new(Published {
                     group: self.record.group.clone(),

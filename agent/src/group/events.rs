@@ -43,7 +43,10 @@ pub fn push(
 
 fn shorten(mut message: String) -> String {
     if message.len() > MESSAGE_BYTES {
-        let end = (0..=MESSAGE_BYTES).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+        let end = (0..=MESSAGE_BYTES)
+            .rev()
+            .find(|at| message.is_char_boundary(*at))
+            .unwrap_or(0);
         message.truncate(end);
         message.push('…');
     }
@@ -58,11 +61,33 @@ mod tests {
     fn repeats_are_counted_and_the_list_is_bounded() {
         let mut events = Vec::new();
         for at in 0..3 {
-            push(&mut events, at, EventKind::Warning, "BackOff", "x".into(), Some("c"));
+            push(
+                &mut events,
+                at,
+                EventKind::Warning,
+                "BackOff",
+                "x".into(),
+                Some("c"),
+            );
         }
-        assert_eq!((events.len(), events[0].count, events[0].first_ms, events[0].last_ms), (1, 3, 0, 2));
+        assert_eq!(
+            (
+                events.len(),
+                events[0].count,
+                events[0].first_ms,
+                events[0].last_ms
+            ),
+            (1, 3, 0, 2)
+        );
         for at in 0..100 {
-            push(&mut events, at, EventKind::Normal, "Pulled", format!("{at}"), None);
+            push(
+                &mut events,
+                at,
+                EventKind::Normal,
+                "Pulled",
+                format!("{at}"),
+                None,
+            );
         }
         assert_eq!(events.len(), LIMIT);
         assert_eq!(events.last().unwrap().message, "99");

@@ -54,6 +54,9 @@ pub struct LocalImage {
 
 impl std::fmt::Debug for LocalImage {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("LocalImage").field("digest", &self.digest).finish_non_exhaustive()
+        formatter
+            .debug_struct("LocalImage")
+            .field("digest", &self.digest)
+            .finish_non_exhaustive()
     }
 }

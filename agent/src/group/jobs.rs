@@ -4,11 +4,7 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{
-    images::LocalImage,
-    spec::GroupSpec,
-    status::GroupId,
-};
+use super::{images::LocalImage, spec::GroupSpec, status::GroupId};
 use crate::{
     error::{Error, ErrorKind, Result},
     parts::{HostParts, now_ms},
@@ -90,11 +86,17 @@ impl Run {
             tokio::task::spawn_blocking(move || run.prepare(&image))
         };
         let stdio = prepare.await.unwrap_or_else(|error| {
-            Err(Error::with_source(ErrorKind::Internal, "prepare a container", error))
+            Err(Error::with_source(
+                ErrorKind::Internal,
+                "prepare a container",
+                error,
+            ))
         })?;
         let id = self.id();
         let bundle = self.parts.bundle(&self.group_id).container(&id);
-        self.connection.create_task(&id, &bundle, &image.rootfs, &stdio).await?;
+        self.connection
+            .create_task(&id, &bundle, &image.rootfs, &stdio)
+            .await?;
         if let Err(error) = self.connection.start(&id, "").await {
             if let Err(error) = self.connection.delete(&id, "").await {
                 tracing::debug!(error = %error.chain(), "a container that did not start was not removed");
@@ -179,7 +181,10 @@ impl Run {
             }
             match self.connection.stats(&id).await {
                 Ok(metrics) => {
-                    oom_killed = metrics.memory_events.as_ref().is_some_and(|events| events.oom_kill > 0);
+                    oom_killed = metrics
+                        .memory_events
+                        .as_ref()
+                        .is_some_and(|events| events.oom_kill > 0);
                 }
                 Err(error) => tracing::debug!(error = %error.chain(), "no statistics of an ended container"),
             }
@@ -208,7 +213,10 @@ impl Run {
         }
         if grace.is_zero() || timeout(grace, self.connection.wait(&id, "")).await.is_err() {
             signal(SIGKILL, true).await;
-            if timeout(KILL_DEADLINE, self.connection.wait(&id, "")).await.is_err() {
+            if timeout(KILL_DEADLINE, self.connection.wait(&id, ""))
+                .await
+                .is_err()
+            {
                 tracing::warn!(group_id = %self.group_id, container_id = id, "SIGKILL did not end a container");
             }
         }
@@ -300,7 +308,12 @@ pub(super) async fn pull(parts: Arc<HostParts>, spec: Arc<GroupSpec>, index: usi
     let container = &spec.containers[index];
     let result = parts
         .images
-        .pull(&container.image, container.image_pull_policy, &spec.registry_credentials, None)
+        .pull(
+            &container.image,
+            container.image_pull_policy,
+            &spec.registry_credentials,
+            None,
+        )
         .await;
     Outcome::Pulled(index, result)
 }

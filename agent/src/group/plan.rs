@@ -92,7 +92,10 @@ pub fn plan(seen: &Seen) -> Vec<Action> {
     if seen.releasing {
         return Vec::new();
     }
-    let all_done = seen.containers.iter().all(|container| *container == ContainerSeen::Done);
+    let all_done = seen
+        .containers
+        .iter()
+        .all(|container| *container == ContainerSeen::Done);
     if seen.deleting || all_done {
         plan_end(seen)
     } else {
@@ -131,8 +134,12 @@ fn plan_run(seen: &Seen) -> Vec<Action> {
     }
     for (index, container) in seen.containers.iter().enumerate() {
         match *container {
-            ContainerSeen::Idle { not_before_ms } => at(seen, not_before_ms, Action::Pull(index), &mut actions),
-            ContainerSeen::Pulled if seen.sandbox == SandboxSeen::Running => actions.push(Action::Start(index)),
+            ContainerSeen::Idle { not_before_ms } => {
+                at(seen, not_before_ms, Action::Pull(index), &mut actions)
+            }
+            ContainerSeen::Pulled if seen.sandbox == SandboxSeen::Running => {
+                actions.push(Action::Start(index))
+            }
             _ => {}
         }
     }
@@ -238,8 +245,12 @@ mod tests {
                 match action {
                     Action::StartSandbox => self.seen.sandbox = SandboxSeen::Starting,
                     Action::StopSandbox => {
-                        let alive = |c: &ContainerSeen| matches!(c, ContainerSeen::Running | ContainerSeen::Killing);
-                        assert!(!self.seen.containers.iter().any(alive), "stopped under a container");
+                        let alive =
+                            |c: &ContainerSeen| matches!(c, ContainerSeen::Running | ContainerSeen::Killing);
+                        assert!(
+                            !self.seen.containers.iter().any(alive),
+                            "stopped under a container"
+                        );
                         self.seen.sandbox = SandboxSeen::Stopping;
                     }
                     Action::Pull(index) => self.seen.containers[index] = ContainerSeen::Pulling,
@@ -249,7 +260,9 @@ mod tests {
                     }
                     Action::Kill(index) => self.seen.containers[index] = ContainerSeen::Killing,
                     Action::Release => {
-                        assert!(self.seen.deleting && matches!(self.seen.sandbox, SandboxSeen::Absent { .. }));
+                        assert!(
+                            self.seen.deleting && matches!(self.seen.sandbox, SandboxSeen::Absent { .. })
+                        );
                         self.seen.releasing = true;
                         self.released = true;
                     }
@@ -271,9 +284,13 @@ mod tests {
             match action {
                 Action::StartSandbox if fails => self.seen.sandbox = SandboxSeen::Dead { not_before_ms: 0 },
                 Action::StartSandbox => self.seen.sandbox = SandboxSeen::Running,
-                Action::StopSandbox if fails => self.seen.sandbox = SandboxSeen::Dead { not_before_ms: retry },
+                Action::StopSandbox if fails => {
+                    self.seen.sandbox = SandboxSeen::Dead { not_before_ms: retry }
+                }
                 Action::StopSandbox => self.seen.sandbox = SandboxSeen::Absent { not_before_ms: retry },
-                Action::Pull(i) if fails => self.seen.containers[i] = ContainerSeen::Idle { not_before_ms: retry },
+                Action::Pull(i) if fails => {
+                    self.seen.containers[i] = ContainerSeen::Idle { not_before_ms: retry }
+                }
                 Action::Pull(i) => self.seen.containers[i] = ContainerSeen::Pulled,
                 Action::Start(i) if fails => {
                     self.seen.containers[i] = ContainerSeen::Idle { not_before_ms: retry };

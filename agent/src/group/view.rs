@@ -48,10 +48,15 @@ pub(super) fn settle(status: &mut GroupStatus, deleting: bool, all_done: bool, n
         status.finished_at_ms.get_or_insert(now_ms);
     }
     status.phase = phase;
-    let pull = status.containers.iter().find_map(|container| match &container.state {
-        ContainerState::Waiting { reason, message } if reason == "ImagePullBackOff" => Some(message.clone()),
-        _ => None,
-    });
+    let pull = status
+        .containers
+        .iter()
+        .find_map(|container| match &container.state {
+            ContainerState::Waiting { reason, message } if reason == "ImagePullBackOff" => {
+                Some(message.clone())
+            }
+            _ => None,
+        });
     match pull {
         Some(message) => {
             PULL_FAILED.clone_into(&mut status.reason);
@@ -145,9 +150,16 @@ mod tests {
     #[test]
     fn a_failed_pull_is_the_groups_reason_until_it_is_over() {
         let mut status = GroupStatus::new(&testing::group("g", 1), 1);
-        waiting(&mut status.containers[0], "ImagePullBackOff", "no such image".into());
+        waiting(
+            &mut status.containers[0],
+            "ImagePullBackOff",
+            "no such image".into(),
+        );
         settle(&mut status, false, false, 1);
-        assert_eq!((status.reason.as_str(), status.message.as_str()), ("ImagePullFailed", "no such image"));
+        assert_eq!(
+            (status.reason.as_str(), status.message.as_str()),
+            ("ImagePullFailed", "no such image")
+        );
         creating(&mut status.containers[0]);
         settle(&mut status, false, false, 1);
         assert_eq!(status.reason, "");

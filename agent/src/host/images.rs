@@ -54,13 +54,16 @@ impl StoreImages {
 
 fn resolve(image: &Image, container: &ContainerSpec) -> Result<ResolvedProcess> {
     let read = |path: &str| {
-        image.read_file(path).map(Option::unwrap_or_default).map_err(|error| {
-            Error::with_source(
-                ErrorKind::Internal,
-                format!("read {path} of image {}", container.image),
-                error,
-            )
-        })
+        image
+            .read_file(path)
+            .map(Option::unwrap_or_default)
+            .map_err(|error| {
+                Error::with_source(
+                    ErrorKind::Internal,
+                    format!("read {path} of image {}", container.image),
+                    error,
+                )
+            })
     };
     let user = match (container.run_as_user, container.run_as_group) {
         (Some(user), Some(group)) => Some(format!("{user}:{group}")),
@@ -74,14 +77,19 @@ fn resolve(image: &Image, container: &ContainerSpec) -> Result<ResolvedProcess> 
         user,
         ..ProcessOverrides::default()
     };
-    let process = process_args(&image.config, &overrides, &read("/etc/passwd")?, &read("/etc/group")?)
-        .map_err(|error| {
-            Error::with_source(
-                ErrorKind::InvalidArgument,
-                format!("container {} of image {}", container.name, container.image),
-                error,
-            )
-        })?;
+    let process = process_args(
+        &image.config,
+        &overrides,
+        &read("/etc/passwd")?,
+        &read("/etc/group")?,
+    )
+    .map_err(|error| {
+        Error::with_source(
+            ErrorKind::InvalidArgument,
+            format!("container {} of image {}", container.name, container.image),
+            error,
+        )
+    })?;
     Ok(ResolvedProcess {
         args: process.args,
         image_env: process.env,
@@ -101,10 +109,13 @@ fn credentials_for(reference: &str, credentials: &[RegistryCredential]) -> Optio
         let server = server.split_once("://").map_or(server, |(_, rest)| rest);
         server.split('/').next() == Some(registry)
     };
-    credentials.iter().find(server).map(|credential| Credentials::Basic {
-        username: credential.username.clone(),
-        password: credential.password.clone(),
-    })
+    credentials
+        .iter()
+        .find(server)
+        .map(|credential| Credentials::Basic {
+            username: credential.username.clone(),
+            password: credential.password.clone(),
+        })
 }
 
 #[async_trait]

@@ -20,7 +20,8 @@ const INTERFACE: &str = "eth0";
 
 /// CPUs and memory of this host.
 pub(super) fn host_capacity() -> Result<HostCapacity> {
-    let n_cpus = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
+    let n_cpus =
+        std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
     Ok(HostCapacity {
         n_cpus,
         memory_bytes: memory()?.0,
@@ -41,13 +42,18 @@ fn memory() -> Result<(u64, u64)> {
 }
 
 fn read(path: &str) -> Result<String> {
-    fs::read_to_string(path).map_err(|error| Error::with_source(ErrorKind::Internal, format!("read {path}"), error))
+    fs::read_to_string(path)
+        .map_err(|error| Error::with_source(ErrorKind::Internal, format!("read {path}"), error))
 }
 
 /// Busy time of all CPUs since boot, microseconds, from /proc/stat's first line (proc_stat(5)).
 fn cpu_usage_us(stat: &str, ticks_per_second: u64) -> u64 {
     let line = stat.lines().next().unwrap_or_default();
-    let fields: Vec<u64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    let fields: Vec<u64> = line
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|field| field.parse().ok())
+        .collect();
     // user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user already.
     let busy: u64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|at| fields.get(*at)).sum();
     busy.saturating_mul(1_000_000) / ticks_per_second.max(1)
@@ -80,10 +86,15 @@ pub(super) async fn group_stats(
     group: &Group,
     connection: &SandboxConnection,
 ) -> Result<GroupStats> {
-    let running = group.status.containers.iter().filter_map(|status| match (&status.state, &status.container_id) {
-        (ContainerState::Running { started_at_ms }, Some(id)) => Some((status, *started_at_ms, id)),
-        _ => None,
-    });
+    let running =
+        group
+            .status
+            .containers
+            .iter()
+            .filter_map(|status| match (&status.state, &status.container_id) {
+                (ContainerState::Running { started_at_ms }, Some(id)) => Some((status, *started_at_ms, id)),
+                _ => None,
+            });
     let containers = join_all(running.map(async |(status, started_at_ms, id)| {
         match connection.stats(id).await {
             Ok(metrics) => {
@@ -117,7 +128,9 @@ pub(super) async fn group_stats(
         scratch_capacity_bytes: sandbox.scratch_capacity_bytes,
         scratch_used_bytes: sandbox.scratch_used_bytes,
         guest_cpu_usage_us: sandbox.cpu_usage_us,
-        guest_memory_used_bytes: sandbox.memory_total_bytes.saturating_sub(sandbox.memory_available_bytes),
+        guest_memory_used_bytes: sandbox
+            .memory_total_bytes
+            .saturating_sub(sandbox.memory_available_bytes),
     })
 }
 
@@ -131,7 +144,10 @@ fn container_stats(
     let cpu = metrics.cpu.clone().unwrap_or_default();
     let (io_read_bytes, io_write_bytes) = metrics.io.as_ref().map_or((0, 0), |io| {
         io.usage.iter().fold((0_u64, 0_u64), |(read, written), entry| {
-            (read.saturating_add(entry.rbytes), written.saturating_add(entry.wbytes))
+            (
+                read.saturating_add(entry.rbytes),
+                written.saturating_add(entry.wbytes),
+            )
         })
     });
     ContainerStats {
@@ -142,7 +158,11 @@ fn container_stats(
         memory_working_set_bytes: memory.usage.saturating_sub(memory.inactive_file),
         memory_rss_bytes: memory.anon,
         // "max" in the cgroup.
-        memory_limit_bytes: if memory.usage_limit == u64::MAX { 0 } else { memory.usage_limit },
+        memory_limit_bytes: if memory.usage_limit == u64::MAX {
+            0
+        } else {
+            memory.usage_limit
+        },
         page_faults: memory.pgfault,
         major_page_faults: memory.pgmajfault,
         pids: metrics.pids.as_ref().map_or(0, |pids| pids.current),

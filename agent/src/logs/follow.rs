@@ -33,7 +33,11 @@ pub fn stream(
     options: &LogOptions,
     ended: BoxFuture<'static, ()>,
 ) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
-    let watch = if options.follow { Some(Watch::new(&path)?) } else { None };
+    let watch = if options.follow {
+        Some(Watch::new(&path)?)
+    } else {
+        None
+    };
     let files = open(&path, options.tail_lines)?;
     let reader = Reader {
         path,
@@ -249,7 +253,8 @@ mod tests {
         assert_eq!(read(&path, &LogOptions::default()).await, "");
         append(&dir.path().join("0.log.1"), &["F one", "F two"]);
         append(&path, &["P th", "F ree", "F four"]);
-        let check = async |options: LogOptions, expected: &str| assert_eq!(read(&path, &options).await, expected);
+        let check =
+            async |options: LogOptions, expected: &str| assert_eq!(read(&path, &options).await, expected);
         check(LogOptions::default(), "one\ntwo\nthree\nfour\n").await;
         for (n, expected) in [(1, "four\n"), (2, "three\nfour\n"), (3, "two\nthree\nfour\n")] {
             let options = LogOptions {

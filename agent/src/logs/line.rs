@@ -96,7 +96,11 @@ impl Joiner {
 
     /// What partial lines are left at the end of the log.
     pub fn finish(&mut self) -> Vec<u8> {
-        self.pending.iter_mut().filter_map(Option::take).flatten().collect()
+        self.pending
+            .iter_mut()
+            .filter_map(Option::take)
+            .flatten()
+            .collect()
     }
 }
 
@@ -113,7 +117,10 @@ mod tests {
     #[test]
     fn entries() {
         let entry = parse_entry(b"2026-01-02T03:04:05Z stderr P a b").unwrap();
-        assert_eq!((entry.text, entry.is_stderr, entry.is_partial), (&b"a b"[..], true, true));
+        assert_eq!(
+            (entry.text, entry.is_stderr, entry.is_partial),
+            (&b"a b"[..], true, true)
+        );
         assert_eq!(parse_entry(b"t stdout F").unwrap().text, b"");
         assert_eq!(parse_entry(b"t stdout F ").unwrap().text, b"");
         for bad in [&b""[..], b"x", b"t stdin F x", b"t stdout X x", b" stdout F x"] {
@@ -124,10 +131,7 @@ mod tests {
     #[test]
     fn lines_before_since_are_left_out() {
         let since = parse_time(TIME.as_bytes()).unwrap();
-        for (since, expected) in [
-            (since, true),
-            (since + Duration::from_nanos(1), false),
-        ] {
+        for (since, expected) in [(since, true), (since + Duration::from_nanos(1), false)] {
             let mut joiner = Joiner::new(false, Some(since));
             let line = format!("{TIME} stdout F x");
             assert_eq!(joiner.push(line.as_bytes()).is_some(), expected);
@@ -138,7 +142,9 @@ mod tests {
     fn parts_are_joined_by_stream() {
         let mut joiner = Joiner::new(true, None);
         let mut push = |stream: &str, flag: &str, text: &str| {
-            joiner.push(format!("{TIME} {stream} {flag} {text}").as_bytes()).map(|line| String::from_utf8(line).unwrap())
+            joiner
+                .push(format!("{TIME} {stream} {flag} {text}").as_bytes())
+                .map(|line| String::from_utf8(line).unwrap())
         };
         assert_eq!(push("stdout", "P", "a"), None);
         assert_eq!(push("stderr", "F", "x"), Some(format!("{TIME} x\n")));
@@ -149,7 +155,10 @@ mod tests {
     fn endless_lines_come_in_pieces() {
         let mut joiner = Joiner::new(false, None);
         let part = format!("{TIME} stdout P {}", "x".repeat(16 << 10));
-        let longest = (0..1000).filter_map(|_| joiner.push(part.as_bytes())).map(|line| line.len()).max();
+        let longest = (0..1000)
+            .filter_map(|_| joiner.push(part.as_bytes()))
+            .map(|line| line.len())
+            .max();
         assert_eq!(longest, Some(MAX_LINE_BYTES));
     }
 

@@ -63,7 +63,11 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content.as_bytes()).unwrap();
         let (offset, _) = tail_offset(&mut file, n).unwrap();
-        assert_eq!(&content[usize::try_from(offset).unwrap()..], expected, "{n} of {content:?}");
+        assert_eq!(
+            &content[usize::try_from(offset).unwrap()..],
+            expected,
+            "{n} of {content:?}"
+        );
     }
 
     #[test]

@@ -93,7 +93,8 @@ impl AddressPool {
     /// The next free address.
     pub fn allocate(&mut self) -> Option<Ipv4Addr> {
         let (first, last) = self.subnet.range();
-        let free = |range: std::ops::RangeInclusive<u32>| range.into_iter().find(|ip| !self.taken.contains(ip));
+        let free =
+            |range: std::ops::RangeInclusive<u32>| range.into_iter().find(|ip| !self.taken.contains(ip));
         let ip = free(self.next..=last).or_else(|| free(first..=last))?;
         self.taken.insert(ip);
         self.next = if ip == last { first } else { ip + 1 };
@@ -116,7 +117,15 @@ mod tests {
     fn subnets() {
         let subnet = Subnet::parse("10.89.0.0/16").unwrap();
         assert_eq!(subnet.gateway(), Ipv4Addr::new(10, 89, 0, 1));
-        for text in ["", "10.0.0.0", "10.0.0.1/16", "10.0.0.0/30", "10.0.0.0/7", "::/64", "10.0.0.0/x"] {
+        for text in [
+            "",
+            "10.0.0.0",
+            "10.0.0.1/16",
+            "10.0.0.0/30",
+            "10.0.0.0/7",
+            "::/64",
+            "10.0.0.0/x",
+        ] {
             assert!(Subnet::parse(text).is_err(), "{text}");
         }
     }

@@ -39,7 +39,15 @@ impl Links {
     }
 
     async fn link(&self, name: &str) -> Result<Option<LinkMessage>> {
-        match self.handle.link().get().match_name(name.to_owned()).execute().try_next().await {
+        match self
+            .handle
+            .link()
+            .get()
+            .match_name(name.to_owned())
+            .execute()
+            .try_next()
+            .await
+        {
             Ok(found) => Ok(found),
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc_enodev() => Ok(None),
             Err(error) => Err(failed(format!("find interface {name}"))(error)),
@@ -56,11 +64,19 @@ impl Links {
             Some(index) => index,
             None => {
                 let message = LinkBridge::new(name).mtu(mtu.into()).build();
-                self.handle.link().add(message).execute().await.map_err(failed(format!(
-                    "make bridge {name}: is bridge support there (modprobe bridge)?"
-                )))?;
+                self.handle
+                    .link()
+                    .add(message)
+                    .execute()
+                    .await
+                    .map_err(failed(format!(
+                        "make bridge {name}: is bridge support there (modprobe bridge)?"
+                    )))?;
                 self.index(name).await?.ok_or_else(|| {
-                    Error::new(ErrorKind::Internal, format!("bridge {name} vanished as it was made"))
+                    Error::new(
+                        ErrorKind::Internal,
+                        format!("bridge {name} vanished as it was made"),
+                    )
                 })?
             }
         };
@@ -119,7 +135,11 @@ impl Links {
         };
         let mut ports = Vec::new();
         let mut links = self.handle.link().get().execute();
-        while let Some(link) = links.try_next().await.map_err(failed("list interfaces".to_owned()))? {
+        while let Some(link) = links
+            .try_next()
+            .await
+            .map_err(failed("list interfaces".to_owned()))?
+        {
             let is_port = link
                 .attributes
                 .iter()

@@ -98,14 +98,21 @@ impl Network {
         pool.allocate().map(Some).ok_or_else(|| {
             Error::new(
                 ErrorKind::ResourceExhausted,
-                format!("all {} addresses of {} are in use", pool.size(), self.config.subnet),
+                format!(
+                    "all {} addresses of {} are in use",
+                    pool.size(),
+                    self.config.subnet
+                ),
             )
         })
     }
 
     /// Gives an address back.
     pub fn release(&self, ip: Ipv4Addr) {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner).release(ip);
+        self.pool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .release(ip);
     }
 
     /// This host's address in the groups' network.
@@ -132,7 +139,9 @@ impl Network {
                 )
             })?;
         }
-        links.join_bridge(&tap, &self.config.bridge, self.config.mtu).await?;
+        links
+            .join_bridge(&tap, &self.config.bridge, self.config.mtu)
+            .await?;
         rules::add_tap(&tap, ip).await?;
         Ok(Some(attachment))
     }
@@ -259,7 +268,8 @@ mod tests {
 
     #[test]
     fn loopback_name_servers_are_left_out() {
-        let text = "# x\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nnameserver ::1\nsearch a\nnameserver 1.1.1.1";
+        let text =
+            "# x\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nnameserver ::1\nsearch a\nnameserver 1.1.1.1";
         assert_eq!(nameservers(text), ["10.0.0.2", "1.1.1.1"]);
     }
 }

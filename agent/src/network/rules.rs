@@ -21,7 +21,11 @@ pub(super) async fn apply_base(
     subnet: Subnet,
     taps: &[(String, Ipv4Addr)],
 ) -> Result<()> {
-    apply(base(config, subnet, taps), "set up nftables tables inet eci and bridge eci").await
+    apply(
+        base(config, subnet, taps),
+        "set up nftables tables inet eci and bridge eci",
+    )
+    .await
 }
 
 /// Lets a tap send with its own addresses. Idempotent.
@@ -63,16 +67,22 @@ async fn apply(commands: Vec<Value>, what: &str) -> Result<()> {
     // Through the crate's own types, so that a mistake of ours is found before the kernel sees it.
     let ruleset: Nftables<'static> =
         serde_json::from_value(json!({"nftables": commands})).map_err(|error| failed(Box::new(error)))?;
-    helper::apply_ruleset_async(&ruleset).await.map_err(|error| match error {
-        helper::NftablesError::NftFailed { stderr, .. } => failed(stderr.trim().to_owned().into()),
-        error => failed(Box::new(error)),
-    })
+    helper::apply_ruleset_async(&ruleset)
+        .await
+        .map_err(|error| match error {
+            helper::NftablesError::NftFailed { stderr, .. } => failed(stderr.trim().to_owned().into()),
+            error => failed(Box::new(error)),
+        })
 }
 
 /// Add, delete, add: a table of that name exists and is empty afterwards, whatever there was.
 fn fresh_table(family: &str) -> Vec<Value> {
     let table = json!({"table": {"family": family, "name": TABLE}});
-    vec![json!({"add": table}), json!({"delete": table}), json!({"add": table})]
+    vec![
+        json!({"add": table}),
+        json!({"delete": table}),
+        json!({"add": table}),
+    ]
 }
 
 fn chain(family: &str, name: &str, kind: &str, hook: &str, priority: i32) -> Value {
@@ -152,7 +162,11 @@ fn base(config: &NetworkConfig, subnet: Subnet, taps: &[(String, Ipv4Addr)]) -> 
         "bridge",
         "guard",
         &[
-            compare("==", &sender(payload("ether", "saddr"), payload("ip", "saddr")), &set),
+            compare(
+                "==",
+                &sender(payload("ether", "saddr"), payload("ip", "saddr")),
+                &set,
+            ),
             json!({"accept": null}),
         ],
     ));

@@ -62,7 +62,13 @@ async fn blocking<T: Send + 'static>(
     let (parts, id) = (Arc::clone(parts), id.clone());
     tokio::task::spawn_blocking(move || work(&parts, &id))
         .await
-        .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, "a blocking task ended", error)))
+        .unwrap_or_else(|error| {
+            Err(Error::with_source(
+                ErrorKind::Internal,
+                "a blocking task ended",
+                error,
+            ))
+        })
 }
 
 fn options(

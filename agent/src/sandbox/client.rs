@@ -87,7 +87,10 @@ pub struct SandboxConnection {
 
 impl std::fmt::Debug for SandboxConnection {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("SandboxConnection").field("id", &self.id).finish_non_exhaustive()
+        formatter
+            .debug_struct("SandboxConnection")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -517,7 +520,10 @@ mod tests {
         ] {
             assert_eq!(from_ttrpc("a", "b", status(code)).kind, kind);
         }
-        assert_eq!(from_ttrpc("a", "b", ttrpc::Error::LocalClosed).kind, ErrorKind::Unavailable);
+        assert_eq!(
+            from_ttrpc("a", "b", ttrpc::Error::LocalClosed).kind,
+            ErrorKind::Unavailable
+        );
     }
 
     #[test]

@@ -15,11 +15,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, Mode, mkfifoat};
-use tokio::{
-    io::AsyncWrite,
-    net::unix::pipe,
-    sync::oneshot,
-};
+use tokio::{io::AsyncWrite, net::unix::pipe, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -148,8 +144,7 @@ pub async fn exec(
     });
     let exit = async move {
         let _guard = guard;
-        exit.await
-            .unwrap_or_else(|_| Err(gone("the exec was ended")))
+        exit.await.unwrap_or_else(|_| Err(gone("the exec was ended")))
     }
     .boxed();
     Ok(ExecSession {
@@ -166,7 +161,11 @@ fn gone(message: &str) -> Error {
 }
 
 fn open_failed(path: &Path, error: io::Error) -> Error {
-    Error::with_source(ErrorKind::Internal, format!("open FIFO {}", path.display()), error)
+    Error::with_source(
+        ErrorKind::Internal,
+        format!("open FIFO {}", path.display()),
+        error,
+    )
 }
 
 fn open_stdin(path: &Path) -> Result<pipe::Sender> {
@@ -243,7 +242,12 @@ impl Task {
     }
 
     async fn remove(&self) {
-        if let Err(error) = self.key.connection.delete(&self.key.container_id, &self.key.exec_id).await {
+        if let Err(error) = self
+            .key
+            .connection
+            .delete(&self.key.container_id, &self.key.exec_id)
+            .await
+        {
             tracing::debug!(error = %error.chain(), "an exec that did not start was not removed");
         }
     }
@@ -266,7 +270,11 @@ impl Stdin {
 }
 
 impl AsyncWrite for Stdin {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.writer()?.poll_write(context, bytes)
     }
 
@@ -325,9 +333,14 @@ impl ExecControl for Control {
     }
 
     async fn signal(&self, signal: i32) -> Result<()> {
-        let number = u32::try_from(signal).ok().filter(|number| (1..=64).contains(number));
+        let number = u32::try_from(signal)
+            .ok()
+            .filter(|number| (1..=64).contains(number));
         let number = number.ok_or_else(|| {
-            Error::new(ErrorKind::InvalidArgument, format!("signal is {signal}: give 1 to 64"))
+            Error::new(
+                ErrorKind::InvalidArgument,
+                format!("signal is {signal}: give 1 to 64"),
+            )
         })?;
         let Key {
             connection,

@@ -341,12 +341,7 @@ fn standard_mounts() -> Vec<Value> {
             "shm",
             &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
         ),
-        mount(
-            "/dev/mqueue",
-            "mqueue",
-            "mqueue",
-            &["nosuid", "noexec", "nodev"],
-        ),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         mount(
             "/sys/fs/cgroup",
@@ -478,7 +473,10 @@ pub fn container_spec(
     serde_json::from_value(spec).map_err(|error| {
         Error::with_source(
             ErrorKind::InvalidArgument,
-            format!("container {}: its OCI specification can't be built", container.name),
+            format!(
+                "container {}: its OCI specification can't be built",
+                container.name
+            ),
             error,
         )
     })
@@ -495,9 +493,7 @@ pub fn exec_process(container: &Spec, command: &[String], tty: bool) -> Result<P
             "the container's OCI specification has no process",
         )
     })?;
-    process
-        .set_args(Some(command.to_vec()))
-        .set_terminal(Some(tty));
+    process.set_args(Some(command.to_vec())).set_terminal(Some(tty));
     if tty {
         let mut env = process.env().clone().unwrap_or_default();
         if !env.iter().any(|entry| entry.starts_with("TERM=")) {
@@ -543,7 +539,9 @@ mod tests {
     fn caps(spec: &Spec) -> Vec<String> {
         let value = serde_json::to_value(spec).unwrap();
         let list = value["process"]["capabilities"]["bounding"].as_array().unwrap();
-        list.iter().map(|item| item.as_str().unwrap().to_owned()).collect()
+        list.iter()
+            .map(|item| item.as_str().unwrap().to_owned())
+            .collect()
     }
 
     #[test]
@@ -573,7 +571,13 @@ mod tests {
                 value: EnvValue::Field("status.podIP".into()),
             },
         ];
-        let env = environment(&group, &group.containers[0], &resolved(&["x"]).image_env, &facts()).unwrap();
+        let env = environment(
+            &group,
+            &group.containers[0],
+            &resolved(&["x"]).image_env,
+            &facts(),
+        )
+        .unwrap();
         assert!(env.contains(&"PATH=/bin".to_owned()));
         assert!(env.contains(&"HOSTNAME=g".to_owned()));
         assert!(env.contains(&"A=1-$(C)".to_owned()), "{env:?}");
@@ -606,7 +610,8 @@ mod tests {
     #[test]
     fn capabilities_follow_add_and_drop() {
         let mut group = testing::group("g", 1);
-        let build = |group: &GroupSpec| container_spec(group, &group.containers[0], "c", &resolved(&["x"]), &facts());
+        let build =
+            |group: &GroupSpec| container_spec(group, &group.containers[0], "c", &resolved(&["x"]), &facts());
         assert_eq!(caps(&build(&group).unwrap()).len(), DEFAULT_CAPABILITIES.len());
         group.containers[0].capabilities_drop = vec!["ALL".into()];
         group.containers[0].capabilities_add = vec!["net_admin".into()];
@@ -668,6 +673,9 @@ mod tests {
         let process = exec_process(&spec, &["ls".to_owned()], true).unwrap();
         assert_eq!(process.args().as_ref().unwrap(), &["ls"]);
         assert!(process.env().as_ref().unwrap().contains(&"TERM=xterm".to_owned()));
-        assert_eq!(process.capabilities(), spec.process().as_ref().unwrap().capabilities());
+        assert_eq!(
+            process.capabilities(),
+            spec.process().as_ref().unwrap().capabilities()
+        );
     }
 }

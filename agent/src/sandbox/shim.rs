@@ -50,7 +50,10 @@ impl ShimProgram {
         let address = bundle.address().map_err(|error| {
             Error::with_source(
                 ErrorKind::NotFound,
-                format!("the sandbox of {id} has no shim address in {}", bundle.dir().display()),
+                format!(
+                    "the sandbox of {id} has no shim address in {}",
+                    bundle.dir().display()
+                ),
                 error,
             )
         })?;

@@ -89,7 +89,11 @@ impl From<SigningError> for ApiError {
 impl From<NonceError> for ApiError {
     fn from(error: NonceError) -> Self {
         match error {
-            NonceError::Used => Self::new(400, "SignatureNonceUsed", "Specified signature nonce was used already"),
+            NonceError::Used => Self::new(
+                400,
+                "SignatureNonceUsed",
+                "Specified signature nonce was used already",
+            ),
             NonceError::Full => Self::new(400, "Throttling", "Request was denied due to request throttling"),
         }
     }

@@ -56,7 +56,11 @@ impl PendingExecs {
         let mut pending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pending.retain(|_, exec| exec.until > now);
         if pending.len() >= MOST {
-            return Err(ApiError::new(400, "Throttling", "Too many commands wait for their client"));
+            return Err(ApiError::new(
+                400,
+                "Throttling",
+                "Too many commands wait for their client",
+            ));
         }
         let exec = PendingExec {
             group,
@@ -124,20 +128,28 @@ async fn open(
     request: &Request,
     door: &EciDoor,
 ) -> Result<(websocket::Handshake, crate::engine::ExecSession), (u16, String)> {
-    let method = Method::from_bytes(request.method.as_bytes()).map_err(|_| (400, "malformed method".to_owned()))?;
+    let method =
+        Method::from_bytes(request.method.as_bytes()).map_err(|_| (400, "malformed method".to_owned()))?;
     let handshake = websocket::Handshake::parse(&method, &request.header_map())
         .map_err(|error| (400, error.to_string()))?;
     if handshake.offers_any() && handshake.choose(&[exec::V5, exec::V4]).is_none() {
-        let message = format!("None of the offered protocols is supported; valid: {}, {}", exec::V5, exec::V4);
+        let message = format!(
+            "None of the offered protocols is supported; valid: {}, {}",
+            exec::V5,
+            exec::V4
+        );
         return Err((400, message));
     }
     let token = super::decode(request.query.as_bytes())
         .into_iter()
         .find(|(name, _)| name == "s")
         .map(|(_, value)| value);
-    let pending = token
-        .and_then(|token| door.execs.take(&token))
-        .ok_or_else(|| (403, "The token is unknown, used or older than 30 seconds".to_owned()))?;
+    let pending = token.and_then(|token| door.execs.take(&token)).ok_or_else(|| {
+        (
+            403,
+            "The token is unknown, used or older than 30 seconds".to_owned(),
+        )
+    })?;
     let session = door
         .engine
         .exec(&pending.group, pending.request)

@@ -90,7 +90,9 @@ pub(super) enum ReadError {
     Ended,
     #[error("the request took too long to arrive")]
     TooSlow,
-    #[error("the request head is larger than {MAX_HEAD_BYTES} bytes, or its header fields than {MAX_FIELD_BYTES}")]
+    #[error(
+        "the request head is larger than {MAX_HEAD_BYTES} bytes, or its header fields than {MAX_FIELD_BYTES}"
+    )]
     HeadTooLarge,
     #[error("the request body is larger than {MAX_BODY_BYTES} bytes")]
     BodyTooLarge,
@@ -145,7 +147,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let head_end = self.read_head(budget, &mut memory).await?;
         let (mut request, body_length) = parse_head(&self.ahead[..head_end])?;
         self.ahead.advance(head_end);
-        if request.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
+        if request
+            .header("expect")
+            .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
+        {
             self.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         if body_length > FREE_BYTES && memory.is_none() {
@@ -268,7 +273,8 @@ fn parse_head(head: &[u8]) -> Result<(Request, usize), ReadError> {
     };
     let mut headers = Vec::with_capacity(parsed.headers.len());
     for field in parsed.headers.iter() {
-        let value = std::str::from_utf8(field.value).map_err(|_| ReadError::Malformed("a header is not UTF-8"))?;
+        let value =
+            std::str::from_utf8(field.value).map_err(|_| ReadError::Malformed("a header is not UTF-8"))?;
         headers.push((field.name.to_ascii_lowercase(), value.trim().to_owned()));
     }
     let mut lengths = headers.iter().filter(|(name, _)| name == "content-length");
@@ -280,14 +286,18 @@ fn parse_head(head: &[u8]) -> Result<(Request, usize), ReadError> {
         _ => return Err(ReadError::Malformed("wrong Content-Length")),
     };
     if headers.iter().any(|(name, _)| name == "transfer-encoding") {
-        return Err(ReadError::Malformed("a chunked body is not supported; send Content-Length"));
+        return Err(ReadError::Malformed(
+            "a chunked body is not supported; send Content-Length",
+        ));
     }
     if length > MAX_BODY_BYTES {
         return Err(ReadError::BodyTooLarge);
     }
     // An absolute target, as sent to a proxy, names the same path.
     let target = match target.split_once("://") {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") => {
+        Some((scheme, rest))
+            if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
+        {
             rest.find(['/', '?']).map_or("/", |at| &rest[at..])
         }
         _ => target,
@@ -297,9 +307,17 @@ fn parse_head(head: &[u8]) -> Result<(Request, usize), ReadError> {
     let says = |word: &str| connection.is_some_and(|(_, value)| value.to_ascii_lowercase().contains(word));
     let request = Request {
         method: method.to_owned(),
-        path: if path.is_empty() { "/".into() } else { path.to_owned() },
+        path: if path.is_empty() {
+            "/".into()
+        } else {
+            path.to_owned()
+        },
         query: query.to_owned(),
-        keep_alive: if version == 1 { !says("close") } else { says("keep-alive") },
+        keep_alive: if version == 1 {
+            !says("close")
+        } else {
+            says("keep-alive")
+        },
         headers,
         body: Vec::new(),
         _memory: None,
@@ -345,7 +363,10 @@ mod tests {
             (first.method.as_str(), first.path.as_str(), first.query.as_str()),
             ("POST", "/", "A=1&B=x%20y")
         );
-        assert_eq!((first.body.as_slice(), first.header("host")), (&b"abc"[..], Some("h:111")));
+        assert_eq!(
+            (first.body.as_slice(), first.header("host")),
+            (&b"abc"[..], Some("h:111"))
+        );
         assert!(first.keep_alive());
         let second = results[1].as_ref().unwrap().as_ref().unwrap();
         assert_eq!((second.path.as_str(), second.query.as_str()), ("/", "C=2"));
@@ -391,7 +412,10 @@ mod tests {
                 ReadError::Malformed("a chunked body is not supported; send Content-Length"),
             ),
             ("nonsense\r\n\r\n".into(), ReadError::Malformed("malformed head")),
-            ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nx".into(), ReadError::Ended),
+            (
+                "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nx".into(),
+                ReadError::Ended,
+            ),
         ] {
             let results = read(text.into_bytes()).await;
             assert_eq!(results[0].as_ref().unwrap_err(), &expected);

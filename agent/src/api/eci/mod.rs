@@ -85,10 +85,15 @@ impl EciDoor {
         let request_id = uuid::Uuid::new_v4().to_string().to_uppercase();
         let host = request.header("host").unwrap_or("localhost").to_owned();
         let query = decode(request.query.as_bytes());
-        let is_form = request
-            .header("content-type")
-            .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("application/x-www-form-urlencoded"));
-        let form = if is_form { decode(&request.body) } else { Vec::new() };
+        let is_form = request.header("content-type").is_some_and(|kind| {
+            kind.to_ascii_lowercase()
+                .starts_with("application/x-www-form-urlencoded")
+        });
+        let form = if is_form {
+            decode(&request.body)
+        } else {
+            Vec::new()
+        };
         let format = Format::of(find(&query, &form, "Format"));
         let action = find(&query, &form, "Action")
             .or_else(|| request.header("x-acs-action"))
@@ -117,7 +122,11 @@ impl EciDoor {
         host: String,
     ) -> ActionResult {
         if request.path != "/" {
-            return Err(ApiError::new(404, "InvalidAction.NotFound", "There is nothing but the path /"));
+            return Err(ApiError::new(
+                404,
+                "InvalidAction.NotFound",
+                "There is nothing but the path /",
+            ));
         }
         if !["GET", "POST"].contains(&request.method.as_str()) {
             return Err(ApiError::new(
@@ -154,7 +163,8 @@ impl EciDoor {
                 format!("Specified api is not found: {action:?} is not an action of this host"),
             )
         })?;
-        let params = Params::parse(query.into_iter().chain(form)).map_err(|error| ApiError::invalid(error.to_string()))?;
+        let params = Params::parse(query.into_iter().chain(form))
+            .map_err(|error| ApiError::invalid(error.to_string()))?;
         let call = Call {
             door: self,
             params,

@@ -46,7 +46,12 @@ pub(super) fn reply(
     };
     object.insert("RequestId".into(), Value::String(request_id.to_owned()));
     let mut headers = vec![("x-acs-request-id", request_id.to_owned())];
-    if status == 400 && object.get("Code").and_then(Value::as_str).is_some_and(|code| code.starts_with("Throttling")) {
+    if status == 400
+        && object
+            .get("Code")
+            .and_then(Value::as_str)
+            .is_some_and(|code| code.starts_with("Throttling"))
+    {
         headers.push(("x-acs-retry-after", "5".into()));
     }
     let body = match format {
@@ -66,7 +71,11 @@ pub(super) fn reply(
             text.into_bytes()
         }
     };
-    Reply { status, headers, body }
+    Reply {
+        status,
+        headers,
+        body,
+    }
 }
 
 /// Letters and digits only; the action may be anything a client sent.

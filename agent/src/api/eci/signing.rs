@@ -23,7 +23,11 @@ const REQUIRED_HEADERS: [&str; 6] = [
 ];
 
 /// RFC 3986 unreserved characters stay.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
 
 /// What is signed.
 #[derive(Debug)]
@@ -157,7 +161,10 @@ fn verify_rpc<'k>(
     let nonce = check_nonce(parameter(signed, "SignatureNonce"), "SignatureNonce")?;
     let signature = required("Signature")?;
     let string_to_sign = rpc_string_to_sign(signed);
-    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, format!("{secret}&").as_bytes());
+    let key = hmac::Key::new(
+        hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+        format!("{secret}&").as_bytes(),
+    );
     let given = base64_decode(signature).unwrap_or_default();
     if hmac::verify(&key, string_to_sign.as_bytes(), &given).is_err() {
         return Err(SigningError::Mismatch { string_to_sign });
@@ -239,15 +246,18 @@ fn verify_acs3<'k>(
     let secret = secret_of(authorization.credential).ok_or(SigningError::UnknownKey)?;
     let required = |name: &'static str| header(signed.headers, name).ok_or(SigningError::Missing { name });
     let at = check_time(required("x-acs-date")?, now)?;
-    let nonce = check_nonce(header(signed.headers, "x-acs-signature-nonce"), "x-acs-signature-nonce")?;
+    let nonce = check_nonce(
+        header(signed.headers, "x-acs-signature-nonce"),
+        "x-acs-signature-nonce",
+    )?;
     if required("x-acs-content-sha256")? != hex(digest::digest(&digest::SHA256, signed.body).as_ref()) {
         return Err(SigningError::BodyHash);
     }
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
     let given = unhex(authorization.signature).unwrap_or_default();
     // SDKs don't encode parameter names, the specification does; they differ only for map keys.
-    let strings =
-        [false, true].map(|encode_names| acs3_string_to_sign(signed, &authorization.signed_headers, encode_names));
+    let strings = [false, true]
+        .map(|encode_names| acs3_string_to_sign(signed, &authorization.signed_headers, encode_names));
     if strings
         .iter()
         .all(|string| hmac::verify(&key, string.as_bytes(), &given).is_err())

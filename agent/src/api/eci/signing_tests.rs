@@ -82,13 +82,19 @@ fn rpc_vectors() {
     ] {
         let parameters = rpc_parameters(signature);
         let caller = verify(&rpc(method, &parameters, &[]), secret_of, now()).unwrap();
-        assert_eq!((caller.access_key_id.as_str(), caller.nonce.as_str()), ("testid", NONCE));
+        assert_eq!(
+            (caller.access_key_id.as_str(), caller.nonce.as_str()),
+            ("testid", NONCE)
+        );
         // Parameters may come in the form as well.
         let (query, form) = parameters.split_at(4);
         assert!(verify(&rpc(method, query, form), secret_of, now()).is_ok());
     }
     let text = rpc_string_to_sign(&rpc("GET", &rpc_parameters(""), &[]));
-    assert!(text.contains("Timestamp%3D2026-01-01T00%253A00%253A00Z"), "{text}");
+    assert!(
+        text.contains("Timestamp%3D2026-01-01T00%253A00%253A00Z"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -89,7 +89,9 @@ fn signed(method: &str, action: &str, parameters: &[(&str, &str)]) -> String {
     let tag = hmac::sign(&key, text.as_bytes());
     let signature = base64::engine::general_purpose::STANDARD.encode(tag.as_ref());
     all.push(("Signature".into(), signature));
-    let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(all).finish();
+    let query = form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(all)
+        .finish();
     format!("/?{query}")
 }
 
@@ -156,7 +158,10 @@ async fn a_group_lives_through_the_api() {
         &[("ContainerGroupId", &id), ("ContainerName", "c")],
     )
     .await;
-    assert_eq!((log["ContainerName"].as_str(), log["Content"].as_str()), (Some("c"), Some("log 0\nlog 1\nlog 2\n")));
+    assert_eq!(
+        (log["ContainerName"].as_str(), log["Content"].as_str()),
+        (Some("c"), Some("log 0\nlog 1\nlog 2\n"))
+    );
 
     let exec = [
         ("ContainerGroupId", id.as_str()),
@@ -168,8 +173,18 @@ async fn a_group_lives_through_the_api() {
     let (_, output) = call(&host, "ExecContainerCommand", &exec).await;
     assert_eq!(output["SyncResponse"], "a b\n");
 
-    assert_eq!(call(&host, "DeleteContainerGroup", &[("ContainerGroupId", &id)]).await.0, 200);
-    assert_eq!(call(&host, "DeleteContainerGroup", &[("ContainerGroupId", &id)]).await.0, 200);
+    assert_eq!(
+        call(&host, "DeleteContainerGroup", &[("ContainerGroupId", &id)])
+            .await
+            .0,
+        200
+    );
+    assert_eq!(
+        call(&host, "DeleteContainerGroup", &[("ContainerGroupId", &id)])
+            .await
+            .0,
+        200
+    );
     let (_, described) = call(&host, "DescribeContainerGroups", &[("ContainerGroupIds", &ids)]).await;
     assert_eq!(described["ContainerGroups"], json!([]));
 }
@@ -177,7 +192,13 @@ async fn a_group_lives_through_the_api() {
 #[tokio::test]
 async fn tokens_with_other_parameters_are_refused() {
     let host = start().await;
-    let create = |name| [("ContainerGroupName", name), ("Container.1.Image", "x"), ("ClientToken", "t")];
+    let create = |name| {
+        [
+            ("ContainerGroupName", name),
+            ("Container.1.Image", "x"),
+            ("ClientToken", "t"),
+        ]
+    };
     assert_eq!(call(&host, "CreateContainerGroup", &create("one")).await.0, 200);
     let (status, error) = call(&host, "CreateContainerGroup", &create("two")).await;
     assert_eq!(status, 400);
@@ -194,10 +215,21 @@ async fn errors_have_the_documented_codes() {
     let name = ("ContainerGroupName", "job");
     for (action, parameters, status, code) in [
         ("CreateContainerGroup", vec![name], 400, "MissingParameter"),
-        ("CreateContainerGroup", vec![name, image, ("Cpu", "7"), ("Memory", "13")], 400, "InvalidParameter.CPU.Memory"),
         (
             "CreateContainerGroup",
-            vec![name, image, ("Container.1.Name", "c"), ("Container.2.Name", "c"), ("Container.2.Image", "x")],
+            vec![name, image, ("Cpu", "7"), ("Memory", "13")],
+            400,
+            "InvalidParameter.CPU.Memory",
+        ),
+        (
+            "CreateContainerGroup",
+            vec![
+                name,
+                image,
+                ("Container.1.Name", "c"),
+                ("Container.2.Name", "c"),
+                ("Container.2.Image", "x"),
+            ],
             400,
             "InvalidParameter.DuplicatedName",
         ),
@@ -207,29 +239,75 @@ async fn errors_have_the_documented_codes() {
             403,
             "FeatureAccessRestricted",
         ),
-        ("CreateContainerGroup", vec![name, image, ("DryRun", "True")], 400, "DryRunOperation"),
-        ("CreateContainerGroup", vec![name, image, ("ClientToken", "ü")], 400, "InvalidParameter"),
-        ("DescribeContainerLog", vec![("ContainerGroupId", "eci-x"), ("ContainerName", "c")], 404, "InvalidParameter.NotFound"),
-        ("DescribeContainerLog", vec![("ContainerGroupId", ID)], 400, "MissingParameter"),
-        ("DescribeContainerLog", vec![("ContainerGroupId", ID), ("ContainerName", "c"), ("Tail", "9999")], 400, "InvalidParameter"),
         (
-            "ExecContainerCommand",
-            vec![("ContainerGroupId", ID), ("ContainerName", "c"), ("Command", "x"), ("Sync", "true"), ("TTY", "true")],
+            "CreateContainerGroup",
+            vec![name, image, ("DryRun", "True")],
+            400,
+            "DryRunOperation",
+        ),
+        (
+            "CreateContainerGroup",
+            vec![name, image, ("ClientToken", "ü")],
             400,
             "InvalidParameter",
         ),
-        ("DescribeContainerGroups", vec![("ContainerGroupIds", "eci-a")], 400, "InvalidParameter"),
-        ("DescribeContainerGroups", vec![("Limit", "21")], 400, "InvalidParameter"),
+        (
+            "DescribeContainerLog",
+            vec![("ContainerGroupId", "eci-x"), ("ContainerName", "c")],
+            404,
+            "InvalidParameter.NotFound",
+        ),
+        (
+            "DescribeContainerLog",
+            vec![("ContainerGroupId", ID)],
+            400,
+            "MissingParameter",
+        ),
+        (
+            "DescribeContainerLog",
+            vec![("ContainerGroupId", ID), ("ContainerName", "c"), ("Tail", "9999")],
+            400,
+            "InvalidParameter",
+        ),
+        (
+            "ExecContainerCommand",
+            vec![
+                ("ContainerGroupId", ID),
+                ("ContainerName", "c"),
+                ("Command", "x"),
+                ("Sync", "true"),
+                ("TTY", "true"),
+            ],
+            400,
+            "InvalidParameter",
+        ),
+        (
+            "DescribeContainerGroups",
+            vec![("ContainerGroupIds", "eci-a")],
+            400,
+            "InvalidParameter",
+        ),
+        (
+            "DescribeContainerGroups",
+            vec![("Limit", "21")],
+            400,
+            "InvalidParameter",
+        ),
         ("BuyTheMoon", vec![], 404, "InvalidAction.NotFound"),
     ] {
         let (got, error) = call(&host, action, &parameters).await;
-        assert_eq!((got, error["Code"].as_str()), (status, Some(code)), "{action} {parameters:?}: {error}");
+        assert_eq!(
+            (got, error["Code"].as_str()),
+            (status, Some(code)),
+            "{action} {parameters:?}: {error}"
+        );
         for field in ["Message", "RequestId", "HostId", "Recommend"] {
             assert!(error.get(field).is_some(), "{error}");
         }
     }
-    host.engine
-        .change(&GroupId::parse(ID).unwrap(), |group| group.status.phase = Phase::Terminating);
+    host.engine.change(&GroupId::parse(ID).unwrap(), |group| {
+        group.status.phase = Phase::Terminating
+    });
     let (_, error) = call(&host, "DeleteContainerGroup", &[("ContainerGroupId", ID)]).await;
     assert_eq!(error["Code"], "OperationConflict");
     let exec = [("ContainerGroupId", ID), ("ContainerName", "c"), ("Command", "x")];
@@ -240,7 +318,8 @@ async fn errors_have_the_documented_codes() {
 #[tokio::test]
 async fn unsigned_replayed_and_changed_requests_are_refused() {
     let host = start().await;
-    let plain = "GET /?Action=DescribeRegions&Version=2018-08-08 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    let plain =
+        "GET /?Action=DescribeRegions&Version=2018-08-08 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
     let (status, body) = send(&host, plain.as_bytes()).await;
     assert!(status == 400 && body.contains("MissingParameter"), "{body}");
 
@@ -259,8 +338,9 @@ async fn unsigned_replayed_and_changed_requests_are_refused() {
     );
 
     let target = signed("GET", "DescribeRegions", &[]);
-    let request =
-        format!("GET {target} HTTP/1.1\r\nHost: h\r\nx-acs-action: DeleteContainerGroup\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "GET {target} HTTP/1.1\r\nHost: h\r\nx-acs-action: DeleteContainerGroup\r\nConnection: close\r\n\r\n"
+    );
     let (_, body) = send(&host, request.as_bytes()).await;
     assert!(body.contains("valid: the same"), "{body}");
 }
@@ -302,7 +382,12 @@ async fn pages_follow_each_other() {
     let mut names = Vec::new();
     let mut token = String::new();
     loop {
-        let (_, page) = call(&host, "DescribeContainerGroups", &[("Limit", "2"), ("NextToken", &token)]).await;
+        let (_, page) = call(
+            &host,
+            "DescribeContainerGroups",
+            &[("Limit", "2"), ("NextToken", &token)],
+        )
+        .await;
         assert_eq!(page["TotalCount"], 5);
         for group in page["ContainerGroups"].as_array().unwrap() {
             names.push(group["ContainerGroupName"].as_str().unwrap().to_owned());
@@ -323,11 +408,17 @@ async fn status_and_events_have_the_literal_names() {
     let data = &reply["Data"][0];
     assert_eq!(data["uuid"], ID);
     let container = &data["PodStatus"]["ContainerStatuses"][0];
-    assert_eq!(container["State"]["Running"]["StartedAtstartedAt"], "2026-01-01T00:00:00Z");
+    assert_eq!(
+        container["State"]["Running"]["StartedAtstartedAt"],
+        "2026-01-01T00:00:00Z"
+    );
     assert_eq!(data["PodStatus"]["Conditions"][0]["status"], "True");
     let (_, reply) = call(&host, "DescribeContainerGroupEvents", &[]).await;
     let event = &reply["Data"][0]["Events"][1];
-    assert_eq!((event["Reason"].as_str(), event["involvedObject"]["Kind"].as_str()), (Some("Started"), Some("Pod")));
+    assert_eq!(
+        (event["Reason"].as_str(), event["involvedObject"]["Kind"].as_str()),
+        (Some("Started"), Some("Pod"))
+    );
 }
 
 #[tokio::test]
@@ -356,7 +447,10 @@ async fn a_command_may_be_run_on_a_websocket_once() {
             _ => {}
         }
     }
-    assert_eq!((output.as_slice(), reason.as_str()), (&b"hi\n"[..], "exit code 0"));
+    assert_eq!(
+        (output.as_slice(), reason.as_str()),
+        (&b"hi\n"[..], "exit code 0")
+    );
     let _ = socket.close(None).await;
     let _ = socket.flush().await;
     // The token is used up.

@@ -76,7 +76,10 @@ pub(super) fn group(group: &Group, config: &EciConfig, with_events: bool) -> Val
     if let Some(ip) = &status.ip {
         set("IntranetIp", json!(ip));
     }
-    let tags = spec.labels.iter().map(|(key, value)| json!({"Key": key, "Value": value}));
+    let tags = spec
+        .labels
+        .iter()
+        .map(|(key, value)| json!({"Key": key, "Value": value}));
     set("Tags", tags.collect());
     if with_events {
         set("Events", events(group));
@@ -271,7 +274,9 @@ fn state(state: &ContainerState) -> Value {
 /// The state of a container in the words of DescribeContainerGroupStatus.
 pub(super) fn pod_state(state: &ContainerState) -> Value {
     match state {
-        ContainerState::Waiting { reason, message } => json!({"Waiting": {"Reason": reason, "Message": message}}),
+        ContainerState::Waiting { reason, message } => {
+            json!({"Waiting": {"Reason": reason, "Message": message}})
+        }
         ContainerState::Running { started_at_ms } => {
             let at = time(*started_at_ms);
             // SDKs read the first name, documents have the second.

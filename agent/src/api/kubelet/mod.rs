@@ -85,7 +85,10 @@ fn read_only_routes() -> Router<Arc<KubeletDoor>> {
 pub(super) fn router(engine: Arc<dyn Engine>, tokens: Tokens) -> Router {
     let door = Arc::new(KubeletDoor::new(engine));
     read_only_routes()
-        .route("/exec/{namespace}/{pod}/{container}", get(streams::exec).post(streams::exec))
+        .route(
+            "/exec/{namespace}/{pod}/{container}",
+            get(streams::exec).post(streams::exec),
+        )
         .route(
             "/exec/{namespace}/{pod}/{uid}/{container}",
             get(streams::exec_with_uid).post(streams::exec_with_uid),

@@ -76,7 +76,10 @@ fn render(host: &HostStats, groups: &[(Group, Option<GroupStats>)]) -> String {
     )
     .sample(
         &[],
-        count(host.memory_total_bytes.saturating_sub(host.memory_available_bytes)),
+        count(
+            host.memory_total_bytes
+                .saturating_sub(host.memory_available_bytes),
+        ),
         Some(host.at_ms),
     );
     let mut metric = text.metric(
@@ -85,7 +88,10 @@ fn render(host: &HostStats, groups: &[(Group, Option<GroupStats>)]) -> String {
         "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
     );
     for (spec, stats) in known() {
-        let labels = [("namespace", spec.namespace.as_str()), ("pod", spec.name.as_str())];
+        let labels = [
+            ("namespace", spec.namespace.as_str()),
+            ("pod", spec.name.as_str()),
+        ];
         metric.sample(&labels, seconds(stats.guest_cpu_usage_us), Some(stats.at_ms));
     }
     let mut metric = text.metric(
@@ -94,10 +100,16 @@ fn render(host: &HostStats, groups: &[(Group, Option<GroupStats>)]) -> String {
         "[STABLE] Current working set of the pod in bytes",
     );
     for (spec, stats) in known() {
-        let labels = [("namespace", spec.namespace.as_str()), ("pod", spec.name.as_str())];
+        let labels = [
+            ("namespace", spec.namespace.as_str()),
+            ("pod", spec.name.as_str()),
+        ];
         metric.sample(&labels, count(stats.guest_memory_used_bytes), Some(stats.at_ms));
     }
-    for (name, level) in [("resource_scrape_error", "[STABLE]"), ("scrape_error", "[ALPHA] (Deprecated since 1.29.0)")] {
+    for (name, level) in [
+        ("resource_scrape_error", "[STABLE]"),
+        ("scrape_error", "[ALPHA] (Deprecated since 1.29.0)"),
+    ] {
         text.metric(
             name,
             Kind::Gauge,

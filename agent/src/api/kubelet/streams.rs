@@ -27,7 +27,15 @@ pub(super) async fn exec(
     RawQuery(raw): RawQuery,
     request: Request,
 ) -> Answer {
-    run(&door, [&namespace, &pod], None, &container, raw.as_deref(), request).await
+    run(
+        &door,
+        [&namespace, &pod],
+        None,
+        &container,
+        raw.as_deref(),
+        request,
+    )
+    .await
 }
 
 pub(super) async fn exec_with_uid(
@@ -36,7 +44,15 @@ pub(super) async fn exec_with_uid(
     RawQuery(raw): RawQuery,
     request: Request,
 ) -> Answer {
-    run(&door, [&namespace, &pod], Some(&uid), &container, raw.as_deref(), request).await
+    run(
+        &door,
+        [&namespace, &pod],
+        Some(&uid),
+        &container,
+        raw.as_deref(),
+        request,
+    )
+    .await
 }
 
 async fn run(

@@ -74,7 +74,9 @@ fn render(host: &HostStats, groups: &[(Group, Option<GroupStats>)], rates: &CpuR
         .iter()
         .filter_map(|(group, stats)| Some(pod(group, stats.as_ref()?, rates)))
         .collect();
-    let used = host.memory_total_bytes.saturating_sub(host.memory_available_bytes);
+    let used = host
+        .memory_total_bytes
+        .saturating_sub(host.memory_available_bytes);
     json!({
         "node": {
             "nodeName": host.node_name,
@@ -176,7 +178,9 @@ fn container(group: &str, container: &ContainerStats, stats: &GroupStats, rates:
             .saturating_sub(container.memory_working_set_bytes);
         memory["availableBytes"] = json!(available);
     }
-    let free = stats.scratch_capacity_bytes.saturating_sub(stats.scratch_used_bytes);
+    let free = stats
+        .scratch_capacity_bytes
+        .saturating_sub(stats.scratch_used_bytes);
     let name = format!("{group}/{}", container.name);
     json!({
         "name": container.name,

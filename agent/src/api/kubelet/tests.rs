@@ -72,7 +72,10 @@ impl Node {
             .with_no_client_auth();
         let stream = TcpStream::connect(self.secure).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+            .unwrap()
     }
 
     async fn get(&self, path: &str, token: Option<&str>) -> (u16, String) {
@@ -108,7 +111,9 @@ async fn fetch<S>(stream: S, path: &str, token: Option<&str>) -> (u16, String)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
     tokio::spawn(connection);
     let mut request = http::Request::get(path).header("host", "node");
     if let Some(token) = token {
@@ -147,7 +152,10 @@ async fn pods_are_a_list_of_pods() {
     let pod = &list.items[0];
     assert_eq!(pod.metadata.uid.as_deref(), Some(ID));
     assert_eq!(pod.spec.as_ref().unwrap().node_name.as_deref(), Some("node-1"));
-    assert!(body.starts_with("{\"apiVersion\":\"v1\",\"kind\":\"PodList\""), "{body}");
+    assert!(
+        body.starts_with("{\"apiVersion\":\"v1\",\"kind\":\"PodList\""),
+        "{body}"
+    );
     assert_eq!(node.get_open("/pods").await.1, body);
     assert_eq!(node.get_open("/runningpods/").await.1, body);
 }
@@ -191,7 +199,10 @@ async fn resource_metrics_are_those_of_a_kubelet() {
         "resource_scrape_error 0",
         "scrape_error 0",
     ] {
-        assert!(body.lines().any(|found| found == line), "{line:?} is not in:\n{body}");
+        assert!(
+            body.lines().any(|found| found == line),
+            "{line:?} is not in:\n{body}"
+        );
     }
 }
 
@@ -202,8 +213,14 @@ async fn the_summary_has_the_kubelets_shape() {
     let summary: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(summary["node"]["nodeName"], "node-1");
     let pod = &summary["pods"][0];
-    assert_eq!(pod["podRef"], serde_json::json!({"name": "web", "namespace": "shop", "uid": ID}));
-    assert_eq!(pod["containers"][0]["cpu"]["usageCoreNanoSeconds"], 1_500_000_000_u64);
+    assert_eq!(
+        pod["podRef"],
+        serde_json::json!({"name": "web", "namespace": "shop", "uid": ID})
+    );
+    assert_eq!(
+        pod["containers"][0]["cpu"]["usageCoreNanoSeconds"],
+        1_500_000_000_u64
+    );
     assert_eq!(pod["containers"][0]["memory"]["workingSetBytes"], 2 << 20);
     assert_eq!(pod["network"]["interfaces"][0]["rxBytes"], 10);
     assert_eq!(pod["startTime"], "2026-01-01T00:00:00Z");
@@ -238,7 +255,10 @@ async fn exec_works_with_both_protocols_and_with_a_uid() {
         assert_eq!(output(socket).await, (b"a b\n".to_vec(), 0));
     }
     let socket = node
-        .websocket("/exec/shop/web/c?command=exit&command=42&output=1&error=1", channels::V4)
+        .websocket(
+            "/exec/shop/web/c?command=exit&command=42&output=1&error=1",
+            channels::V4,
+        )
         .await
         .unwrap();
     assert_eq!(output(socket).await, (Vec::new(), 42));
@@ -274,7 +294,8 @@ async fn exec_is_refused_before_the_upgrade() {
         ("/exec/shop/web/nope?command=x&output=1", channels::V5, 404),
         ("/exec/shop/web/other-uid/c?command=x&output=1", channels::V5, 404),
     ] {
-        let Err(tokio_tungstenite::tungstenite::Error::Http(response)) = node.websocket(path, protocol).await else {
+        let Err(tokio_tungstenite::tungstenite::Error::Http(response)) = node.websocket(path, protocol).await
+        else {
             panic!("{path} was accepted");
         };
         assert_eq!(response.status().as_u16(), status, "{path}");

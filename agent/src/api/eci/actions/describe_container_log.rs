@@ -19,7 +19,10 @@ pub(super) async fn perform(call: &Call<'_>) -> ActionResult {
     let container = call.required("ContainerName")?.to_owned();
     let group = call.group().await?;
     lookup::container(&group, Some(&container))?;
-    let since = match (call.text("StartTime"), call.number("SinceSeconds", 1..=u64::from(u32::MAX))?) {
+    let since = match (
+        call.text("StartTime"),
+        call.number("SinceSeconds", 1..=u64::from(u32::MAX))?,
+    ) {
         (Some(text), _) => Some(query::parse_time(text).ok_or_else(|| {
             ApiError::invalid(format!("StartTime is {text:?}; valid: YYYY-MM-DDThh:mm:ssZ"))
         })?),

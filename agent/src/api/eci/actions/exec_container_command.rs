@@ -42,7 +42,11 @@ pub(super) async fn perform(call: &Call<'_>) -> ActionResult {
         return Err(ApiError::new(
             400,
             "IncorrectStatus",
-            format!("Container group {} is {}; valid: Running", group.id, view::status(&group)),
+            format!(
+                "Container group {} is {}; valid: Running",
+                group.id,
+                view::status(&group)
+            ),
         ));
     }
     lookup::container(&group, Some(&container))?;
@@ -61,13 +65,22 @@ pub(super) async fn perform(call: &Call<'_>) -> ActionResult {
             ApiError::new(
                 400,
                 "OperationTimeout",
-                format!("The command did not end within {} seconds and was killed", SYNC_TIMEOUT.as_secs()),
+                format!(
+                    "The command did not end within {} seconds and was killed",
+                    SYNC_TIMEOUT.as_secs()
+                ),
             )
         })??;
-        return Ok(fields(json!({"SyncResponse": output, "WebSocketUri": "", "HttpUrl": ""})));
+        return Ok(fields(
+            json!({"SyncResponse": output, "WebSocketUri": "", "HttpUrl": ""}),
+        ));
     }
     let token = call.door.execs.add(group.id, request)?;
-    let scheme = if call.door.config.tls_cert.is_some() { "wss" } else { "ws" };
+    let scheme = if call.door.config.tls_cert.is_some() {
+        "wss"
+    } else {
+        "ws"
+    };
     let uri = format!("{scheme}://{}/exec/?s={token}", call.host);
     Ok(fields(json!({"WebSocketUri": uri})))
 }
@@ -75,19 +88,24 @@ pub(super) async fn perform(call: &Call<'_>) -> ActionResult {
 /// A JSON list of words, or one plain word.
 fn parse_command(text: &str) -> Result<Vec<String>, ApiError> {
     let words: Vec<String> = if text.trim_start().starts_with('[') {
-        serde_json::from_str(text)
-            .map_err(|_| ApiError::invalid(format!("Command is {text:?}; valid: [\"program\",\"argument\"]")))?
+        serde_json::from_str(text).map_err(|_| {
+            ApiError::invalid(format!("Command is {text:?}; valid: [\"program\",\"argument\"]"))
+        })?
     } else {
         vec![text.to_owned()]
     };
     if words.is_empty() || words.iter().any(|word| word.contains('\0')) {
-        return Err(ApiError::invalid(format!("Command is {text:?}; valid: [\"program\",\"argument\"]")));
+        return Err(ApiError::invalid(format!(
+            "Command is {text:?}; valid: [\"program\",\"argument\"]"
+        )));
     }
     if words.len() > MOST_WORDS || words.iter().any(|word| word.chars().count() > MOST_CHARACTERS) {
         return Err(ApiError::new(
             400,
             "InvalidParameter.ValueExceeded",
-            format!("Command is too long; valid: at most {MOST_WORDS} items of at most {MOST_CHARACTERS} characters"),
+            format!(
+                "Command is too long; valid: at most {MOST_WORDS} items of at most {MOST_CHARACTERS} characters"
+            ),
         ));
     }
     Ok(words)
@@ -123,10 +141,16 @@ mod tests {
 
     #[test]
     fn commands_are_lists_or_a_word() {
-        assert_eq!(parse_command("[\"sh\", \"-c\", \"a b\"]").unwrap(), ["sh", "-c", "a b"]);
+        assert_eq!(
+            parse_command("[\"sh\", \"-c\", \"a b\"]").unwrap(),
+            ["sh", "-c", "a b"]
+        );
         assert_eq!(parse_command("/bin/ls").unwrap(), ["/bin/ls"]);
         let long = format!("[{}]", vec!["\"x\""; 21].join(","));
-        assert_eq!(parse_command(&long).unwrap_err().code, "InvalidParameter.ValueExceeded");
+        assert_eq!(
+            parse_command(&long).unwrap_err().code,
+            "InvalidParameter.ValueExceeded"
+        );
         assert_eq!(
             parse_command(&"x".repeat(257)).unwrap_err().code,
             "InvalidParameter.ValueExceeded"

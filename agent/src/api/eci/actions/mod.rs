@@ -19,14 +19,30 @@ use crate::group::status::{Group, GroupId};
 pub(super) type Action = for<'a> fn(&'a Call<'a>) -> BoxFuture<'a, ActionResult>;
 
 const ACTIONS: &[(&str, Action)] = &[
-    ("CreateContainerGroup", |call| Box::pin(create_container_group::perform(call))),
-    ("DeleteContainerGroup", |call| Box::pin(delete_container_group::perform(call))),
-    ("DescribeContainerGroupEvents", |call| Box::pin(describe_container_group_events::perform(call))),
-    ("DescribeContainerGroupStatus", |call| Box::pin(describe_container_group_status::perform(call))),
-    ("DescribeContainerGroups", |call| Box::pin(describe_container_groups::perform(call))),
-    ("DescribeContainerLog", |call| Box::pin(describe_container_log::perform(call))),
-    ("DescribeRegions", |call| Box::pin(describe_regions::perform(call))),
-    ("ExecContainerCommand", |call| Box::pin(exec_container_command::perform(call))),
+    ("CreateContainerGroup", |call| {
+        Box::pin(create_container_group::perform(call))
+    }),
+    ("DeleteContainerGroup", |call| {
+        Box::pin(delete_container_group::perform(call))
+    }),
+    ("DescribeContainerGroupEvents", |call| {
+        Box::pin(describe_container_group_events::perform(call))
+    }),
+    ("DescribeContainerGroupStatus", |call| {
+        Box::pin(describe_container_group_status::perform(call))
+    }),
+    ("DescribeContainerGroups", |call| {
+        Box::pin(describe_container_groups::perform(call))
+    }),
+    ("DescribeContainerLog", |call| {
+        Box::pin(describe_container_log::perform(call))
+    }),
+    ("DescribeRegions", |call| {
+        Box::pin(describe_regions::perform(call))
+    }),
+    ("ExecContainerCommand", |call| {
+        Box::pin(exec_container_command::perform(call))
+    }),
 ];
 
 /// The action of a name.
@@ -57,7 +73,9 @@ impl Call<'_> {
             None | Some("None") => Ok(None),
             Some(text) if text.eq_ignore_ascii_case("true") => Ok(Some(true)),
             Some(text) if text.eq_ignore_ascii_case("false") => Ok(Some(false)),
-            Some(text) => Err(ApiError::invalid(format!("{name} is {text:?}; valid: true or false"))),
+            Some(text) => Err(ApiError::invalid(format!(
+                "{name} is {text:?}; valid: true or false"
+            ))),
         }
     }
 
@@ -92,9 +110,11 @@ impl Call<'_> {
     /// The client's idempotency token.
     fn client_token(&self) -> Result<Option<String>, ApiError> {
         match self.text("ClientToken") {
-            Some(token) if token.len() > 64 || !token.bytes().all(|byte| byte.is_ascii_graphic()) => Err(
-                ApiError::invalid(format!("ClientToken is {token:?}; valid: up to 64 ASCII characters")),
-            ),
+            Some(token) if token.len() > 64 || !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                Err(ApiError::invalid(format!(
+                    "ClientToken is {token:?}; valid: up to 64 ASCII characters"
+                )))
+            }
             token => Ok(token.map(str::to_owned)),
         }
     }

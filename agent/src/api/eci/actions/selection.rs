@@ -57,22 +57,30 @@ pub(super) async fn select(call: &Call<'_>, limit: u64) -> Result<Page, ApiError
     let tags = tags(call)?;
     let after = match call.text("NextToken") {
         None => None,
-        Some(token) => Some(
-            Position::parse(token)
-                .ok_or_else(|| ApiError::invalid(format!("NextToken is {token:?}; valid: one of an earlier reply")))?,
-        ),
+        Some(token) => Some(Position::parse(token).ok_or_else(|| {
+            ApiError::invalid(format!("NextToken is {token:?}; valid: one of an earlier reply"))
+        })?),
     };
     let limit = call.number("Limit", 1..=limit)?.unwrap_or(limit);
     let zone = &call.door.config.zone_id;
     let mut groups = call.door.engine.list().await;
     groups.retain(|group| {
-        ids.as_ref().is_none_or(|ids| ids.iter().any(|id| id == group.id.as_str()))
-            && call.text("ContainerGroupName").is_none_or(|name| name == group.spec.name)
-            && call.text("Status").is_none_or(|status| status == view::status(group))
+        ids.as_ref()
+            .is_none_or(|ids| ids.iter().any(|id| id == group.id.as_str()))
+            && call
+                .text("ContainerGroupName")
+                .is_none_or(|name| name == group.spec.name)
+            && call
+                .text("Status")
+                .is_none_or(|status| status == view::status(group))
             && call.text("ZoneId").is_none_or(|wanted| wanted == zone)
-            && tags
-                .iter()
-                .all(|(key, value)| group.spec.labels.get(key).is_some_and(|has| value.is_empty() || has == value))
+            && tags.iter().all(|(key, value)| {
+                group
+                    .spec
+                    .labels
+                    .get(key)
+                    .is_some_and(|has| value.is_empty() || has == value)
+            })
     });
     groups.sort_by_key(Position::of);
     let total = groups.len();
@@ -82,7 +90,10 @@ pub(super) async fn select(call: &Call<'_>, limit: u64) -> Result<Page, ApiError
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let next_token = if groups.len() > limit {
         groups.truncate(limit);
-        groups.last().map(|group| Position::of(group).token()).unwrap_or_default()
+        groups
+            .last()
+            .map(|group| Position::of(group).token())
+            .unwrap_or_default()
     } else {
         String::new()
     };
@@ -98,13 +109,19 @@ fn ids(call: &Call<'_>) -> Result<Option<Vec<String>>, ApiError> {
     let Some(text) = call.text("ContainerGroupIds") else {
         return Ok(None);
     };
-    let ids: Vec<String> = serde_json::from_str(text)
-        .map_err(|_| ApiError::invalid(format!("ContainerGroupIds is {text:?}; valid: [\"eci-...\",\"eci-...\"]")))?;
+    let ids: Vec<String> = serde_json::from_str(text).map_err(|_| {
+        ApiError::invalid(format!(
+            "ContainerGroupIds is {text:?}; valid: [\"eci-...\",\"eci-...\"]"
+        ))
+    })?;
     if ids.len() > MAX_IDS {
         return Err(ApiError::new(
             400,
             "InvalidParameter.LengthExceeded",
-            format!("ContainerGroupIds has {} ids; valid: at most {MAX_IDS}", ids.len()),
+            format!(
+                "ContainerGroupIds has {} ids; valid: at most {MAX_IDS}",
+                ids.len()
+            ),
         ));
     }
     Ok(Some(ids))
@@ -116,7 +133,12 @@ fn tags(call: &Call<'_>) -> Result<Vec<(String, String)>, ApiError> {
     let tags = reader
         .list("Tag")
         .iter()
-        .map(|tag| (tag.required("Key"), tag.text("Value").unwrap_or_default().to_owned()))
+        .map(|tag| {
+            (
+                tag.required("Key"),
+                tag.text("Value").unwrap_or_default().to_owned(),
+            )
+        })
         .collect();
     found.take().into_result(tags).map_err(ApiError::from)
 }
