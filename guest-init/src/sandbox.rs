@@ -284,10 +284,10 @@ impl Sandbox {
             let _ = container.signal_all(libc::SIGTERM);
         }
         for container in &containers {
-            if let Ok(init) = container.process("") {
-                if matches!(init.state(), State::Running { .. }) {
-                    let _ = timeout_at(deadline, init.wait()).await;
-                }
+            if let Ok(init) = container.process("")
+                && matches!(init.state(), State::Running { .. })
+            {
+                let _ = timeout_at(deadline, init.wait()).await;
             }
         }
         for container in &containers {

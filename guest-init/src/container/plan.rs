@@ -101,13 +101,13 @@ pub fn init(spec: &spec::Spec, identity: &Identity, places: &Places, stdio: Stdi
     }
     steps.push(Step::NewCgroupNamespace);
     steps.push(Step::PrivateMounts);
-    if let Some(name) = spec.hostname.as_ref().filter(|name| !name.is_empty()) {
-        if namespaces & libc::CLONE_NEWUTS != 0 {
-            steps.push(Step::Hostname {
-                name: name.clone().into_bytes(),
-            });
-        }
-    }
+    let hostname = spec
+        .hostname
+        .as_ref()
+        .filter(|name| !name.is_empty() && namespaces & libc::CLONE_NEWUTS != 0);
+    steps.extend(hostname.map(|name| Step::Hostname {
+        name: name.clone().into_bytes(),
+    }));
     steps.push(Step::OpenRoot {
         path: c_path(&places.rootfs)?,
     });

@@ -357,6 +357,7 @@ fn is_directory(file: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 /// Every [`std::io::Error`] of `sys` is made from an error number.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn errno(error: std::io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }

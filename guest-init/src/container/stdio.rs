@@ -74,12 +74,12 @@ pub async fn pump_output(
         if let Some((bytes, _)) = &mut rest {
             *bytes = bytes.saturating_sub(chunk.len() as u64);
         }
-        if let Some(open) = &sink {
-            if open.write_all(&chunk).await.is_err() {
-                sink = None;
-                if !is_terminal {
-                    break;
-                }
+        if let Some(open) = &sink
+            && open.write_all(&chunk).await.is_err()
+        {
+            sink = None;
+            if !is_terminal {
+                break;
             }
         }
     }

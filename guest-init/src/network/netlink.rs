@@ -267,7 +267,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
         let value = rest.get(4..length)?;
         match kind {
             IFLA_IFNAME => {
-                link.name = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+                link.name = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
             }
             IFLA_ADDRESS => link.mac = value.try_into().unwrap_or([0; 6]),
             _ => {}

@@ -8,13 +8,13 @@ use std::{
     process::Command,
 };
 
-pub const IMAGE_OFFSET: u64 = 1 << 20;
-pub const IMAGE_BYTES: u64 = 8 << 20;
-pub const SCRATCH_OFFSET: u64 = 2 << 20;
-pub const SCRATCH_BYTES: u64 = 64 << 20;
+pub(crate) const IMAGE_OFFSET: u64 = 1 << 20;
+pub(crate) const IMAGE_BYTES: u64 = 8 << 20;
+pub(crate) const SCRATCH_OFFSET: u64 = 2 << 20;
+pub(crate) const SCRATCH_BYTES: u64 = 64 << 20;
 
 /// Runs a command that must succeed; its output.
-pub fn command(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn command(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .output()
@@ -25,7 +25,7 @@ pub fn command(program: &str, arguments: &[&str]) -> String {
 }
 
 /// Makes both files in `directory`.
-pub fn make(directory: &Path) {
+pub(crate) fn make(directory: &Path) {
     let root = directory.join("image");
     for name in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
         fs::create_dir_all(root.join(name)).unwrap();

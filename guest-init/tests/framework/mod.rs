@@ -1,9 +1,8 @@
-//! Runs the guest init's service without a virtual machine, and talks to it.
+//! Talks to a guest init.
 
-mod image;
-mod server;
+pub(crate) mod image;
 
-use std::{path::PathBuf, sync::Mutex, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use protocol::{
     guest::{
@@ -21,35 +20,24 @@ use tokio::{
 };
 use ttrpc::{Code, asynchronous::Client, context, proto::Status};
 
-pub use self::server::serve;
+/// Nothing here takes longer, unless it hangs; an emulated machine is slow.
+const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Nothing here takes longer, unless it hangs.
-const DEADLINE: Duration = Duration::from_secs(30);
-/// One guest at a time: loop devices are few.
-static TURN: Mutex<()> = Mutex::new(());
-
-/// Runs `test` with a guest of its own; says so when this machine cannot have one.
-pub fn run(test: impl AsyncFnOnce(Guest)) {
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(missing) = server::missing() {
-        eprintln!("NOT RUN: this needs {missing}");
-        return;
+/// Runs one case, and removes what it left.
+pub(crate) async fn run_case(guest: &Guest, case: impl AsyncFnOnce(&Guest)) {
+    timeout(DEADLINE * 2, case(guest))
+        .await
+        .expect("the case ends in time");
+    for id in ["c0", "c1", "c2"] {
+        if guest.signal(id, "", 9, true).await.is_ok() {
+            let _ = guest.wait(id, "").await;
+        }
+        let _ = guest.delete(id, "").await;
     }
-    let server = server::Server::start();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let guest = Guest::connect(server.directory()).await;
-        timeout(DEADLINE, test(guest))
-            .await
-            .expect("the test ends in time");
-    });
 }
 
 /// A specification that runs `args` as root, with nothing taken away by the host.
-pub fn spec(args: &[&str]) -> Value {
+pub(crate) fn spec(args: &[&str]) -> Value {
     json!({
         "ociVersion": "1.2.0",
         "process": {"args": args, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}},
@@ -60,7 +48,7 @@ pub fn spec(args: &[&str]) -> Value {
 }
 
 /// A client of the guest API.
-pub struct Guest {
+pub(crate) struct Guest {
     client: GuestClient,
     stdio: PathBuf,
 }
@@ -89,7 +77,8 @@ fn process(id: &str, exec_id: &str) -> ProcessRequest {
 }
 
 impl Guest {
-    async fn connect(directory: &std::path::Path) -> Self {
+    /// Connects to the sockets in `directory` and gives the guest its identity.
+    pub(crate) async fn connect(directory: &std::path::Path) -> Self {
         let address = format!("unix://{}", directory.join("api").display());
         let guest = Self {
             client: GuestClient::new(Client::connect(&address).await.unwrap()),
@@ -124,11 +113,11 @@ impl Guest {
         guest
     }
 
-    pub async fn create(&self, id: &str, spec: &Value) -> Result<(), Code> {
+    pub(crate) async fn create(&self, id: &str, spec: &Value) -> Result<(), Code> {
         self.create_status(id, spec).await.map_err(|status| status.code())
     }
 
-    pub async fn create_status(&self, id: &str, spec: &Value) -> Result<(), Status> {
+    pub(crate) async fn create_status(&self, id: &str, spec: &Value) -> Result<(), Status> {
         let request = CreateContainerRequest {
             container_id: id.into(),
             rootfs: Some(Slice {
@@ -150,7 +139,7 @@ impl Guest {
             .map_err(status)
     }
 
-    pub async fn create_process(&self, id: &str, exec_id: &str, spec: &Value) -> Result<(), Code> {
+    pub(crate) async fn create_process(&self, id: &str, exec_id: &str, spec: &Value) -> Result<(), Code> {
         let request = CreateProcessRequest {
             container_id: id.into(),
             exec_id: exec_id.into(),
@@ -164,19 +153,19 @@ impl Guest {
             .map_err(code)
     }
 
-    pub async fn start(&self, id: &str, exec_id: &str) -> Result<u32, Status> {
+    pub(crate) async fn start(&self, id: &str, exec_id: &str) -> Result<u32, Status> {
         let response = self.client.start_process(deadline(), &process(id, exec_id)).await;
         response.map(|response| response.pid).map_err(status)
     }
 
-    pub async fn wait(&self, id: &str, exec_id: &str) -> Result<WaitProcessResponse, Code> {
+    pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> Result<WaitProcessResponse, Code> {
         self.client
             .wait_process(deadline(), &process(id, exec_id))
             .await
             .map_err(code)
     }
 
-    pub async fn delete(&self, id: &str, exec_id: &str) -> Result<(), Code> {
+    pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<(), Code> {
         let response = self
             .client
             .delete_process(deadline(), &process(id, exec_id))
@@ -188,7 +177,7 @@ impl Guest {
         })
     }
 
-    pub async fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<(), Code> {
+    pub(crate) async fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<(), Code> {
         let request = SignalProcessRequest {
             container_id: id.into(),
             exec_id: exec_id.into(),
@@ -203,7 +192,7 @@ impl Guest {
             .map_err(code)
     }
 
-    pub async fn resize(&self, id: &str, exec_id: &str, rows: u32, columns: u32) -> Result<(), Code> {
+    pub(crate) async fn resize(&self, id: &str, exec_id: &str, rows: u32, columns: u32) -> Result<(), Code> {
         let request = ResizeTerminalRequest {
             container_id: id.into(),
             exec_id: exec_id.into(),
@@ -218,7 +207,7 @@ impl Guest {
             .map_err(code)
     }
 
-    pub async fn pids(&self, id: &str) -> Vec<u32> {
+    pub(crate) async fn pids(&self, id: &str) -> Vec<u32> {
         let request = ContainerRequest {
             container_id: id.into(),
             ..Default::default()
@@ -230,7 +219,7 @@ impl Guest {
             .pids
     }
 
-    pub async fn stats(&self, id: &str) -> ContainerStatsResponse {
+    pub(crate) async fn stats(&self, id: &str) -> ContainerStatsResponse {
         let request = ContainerRequest {
             container_id: id.into(),
             ..Default::default()
@@ -238,7 +227,7 @@ impl Guest {
         self.client.container_stats(deadline(), &request).await.unwrap()
     }
 
-    pub async fn sandbox_stats(&self) -> SandboxStatsResponse {
+    pub(crate) async fn sandbox_stats(&self) -> SandboxStatsResponse {
         self.client
             .sandbox_stats(deadline(), &Empty::new())
             .await
@@ -246,7 +235,7 @@ impl Guest {
     }
 
     /// Waits for events after `after`: container and sequence number.
-    pub async fn events(&self, after: u64) -> Vec<(String, u64)> {
+    pub(crate) async fn events(&self, after: u64) -> Vec<(String, u64)> {
         let request = protocol::guest::GetEventsRequest {
             after,
             ..Default::default()
@@ -259,8 +248,16 @@ impl Guest {
             .collect()
     }
 
+    /// Number of the last event; 0 when there was none.
+    pub(crate) async fn last_event(&self) -> u64 {
+        let request = protocol::guest::GetEventsRequest::new();
+        let brief = context::with_duration(Duration::from_millis(300));
+        let response = self.client.get_events(brief, &request).await.unwrap_or_default();
+        response.events.last().map_or(0, |event| event.sequence)
+    }
+
     /// Connects a stream and waits for the acknowledgement.
-    pub async fn stream(&self, id: &str, exec_id: &str, name: &str) -> Stream {
+    pub(crate) async fn stream(&self, id: &str, exec_id: &str, name: &str) -> Stream {
         let mut stream = UnixStream::connect(&self.stdio).await.unwrap();
         let header = json!({"container": id, "process": exec_id, "stream": name});
         stream.write_all(format!("{header}\n").as_bytes()).await.unwrap();
@@ -277,7 +274,7 @@ impl Guest {
     }
 
     /// Creates a container, runs it to its end with both outputs connected, and deletes it.
-    pub async fn run_to_end(&self, id: &str, spec: &Value) -> (u32, String, String) {
+    pub(crate) async fn run_to_end(&self, id: &str, spec: &Value) -> (u32, String, String) {
         self.create_status(id, spec).await.unwrap();
         let (mut out, mut err) = (
             self.stream(id, "", "stdout").await,
@@ -291,24 +288,24 @@ impl Guest {
 }
 
 /// A connected stream.
-pub struct Stream {
+pub(crate) struct Stream {
     stream: UnixStream,
     seen: String,
 }
 
 impl Stream {
-    pub async fn bytes(&mut self) -> Vec<u8> {
+    pub(crate) async fn bytes(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.stream.read_to_end(&mut bytes).await.unwrap();
         bytes
     }
 
-    pub async fn text(&mut self) -> String {
+    pub(crate) async fn text(&mut self) -> String {
         String::from_utf8(self.bytes().await).unwrap()
     }
 
     /// Reads until `text` was seen.
-    pub async fn expect(&mut self, text: &str) {
+    pub(crate) async fn expect(&mut self, text: &str) {
         while !self.seen.contains(text) {
             let mut buffer = [0; 1024];
             let length = timeout(DEADLINE, self.stream.read(&mut buffer)).await;
@@ -320,11 +317,11 @@ impl Stream {
         }
     }
 
-    pub async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }
 
-    pub async fn finish(&mut self) {
+    pub(crate) async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
 }

@@ -6,6 +6,7 @@ use std::{
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Mutex,
 };
 
 use guest_init::{
@@ -14,14 +15,39 @@ use guest_init::{
     storage::Disks,
 };
 
-use super::image::{self, command};
+use crate::framework::{
+    Guest,
+    image::{self, command},
+    run_case,
+};
 
 /// Tells the test binary to be the server, and where.
 const SERVE: &str = "GUEST_INIT_TEST_SERVE";
 const READY: &str = "the guest init serves";
 
+/// One guest at a time: loop devices are few.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Runs `case` with a guest of its own; says so when this machine cannot have one.
+pub(crate) fn run(case: impl AsyncFnOnce(&Guest)) {
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(missing) = missing() {
+        eprintln!("NOT RUN: this needs {missing}");
+        return;
+    }
+    let server = Server::start();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let guest = Guest::connect(server.directory()).await;
+        run_case(&guest, case).await;
+    });
+}
+
 /// What this machine lacks, if anything.
-pub fn missing() -> Option<&'static str> {
+fn missing() -> Option<&'static str> {
     let has_file_system = |name: &str| {
         fs::read_to_string("/proc/filesystems")
             .is_ok_and(|text| text.split_whitespace().any(|word| word == name))
@@ -59,14 +85,14 @@ fn test_cgroup() -> PathBuf {
 }
 
 /// A running server.
-pub struct Server {
+struct Server {
     child: Child,
     disks: [String; 2],
     directory: tempfile::TempDir,
 }
 
 impl Server {
-    pub fn start() -> Self {
+    fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         image::make(directory.path());
         let disks = ["vda", "vdb"].map(|name| {
@@ -125,7 +151,7 @@ impl Server {
         }
     }
 
-    pub fn directory(&self) -> &Path {
+    fn directory(&self) -> &Path {
         self.directory.path()
     }
 }
@@ -161,7 +187,7 @@ fn remove_cgroup(path: &Path) {
 }
 
 /// The server's part, when asked for by the environment.
-pub fn serve() {
+pub(crate) fn serve() {
     let Some(directory) = env::var_os(SERVE).map(PathBuf::from) else {
         return;
     };

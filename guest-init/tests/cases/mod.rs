@@ -1,0 +1,373 @@
+//! What a guest must do, whatever it runs in. Each case leaves its containers to the framework to remove.
+
+use std::time::Duration;
+
+use serde_json::json;
+use ttrpc::Code;
+
+use crate::framework::{self, Guest, spec};
+
+pub(crate) async fn a_container_says_hello_and_its_exit_code_arrives(guest: &Guest) {
+    guest
+        .create("c1", &spec(&["sh", "-c", "echo out; echo err >&2; exit 7"]))
+        .await
+        .unwrap();
+    let (mut out, mut err) = (
+        guest.stream("c1", "", "stdout").await,
+        guest.stream("c1", "", "stderr").await,
+    );
+    guest.start("c1", "").await.unwrap();
+    assert_eq!(
+        (out.text().await, err.text().await),
+        ("out\n".into(), "err\n".into())
+    );
+    assert_eq!(guest.wait("c1", "").await.unwrap().exit_status, 7);
+    guest.delete("c1", "").await.unwrap();
+    let code = guest.wait("c1", "").await.unwrap_err();
+    assert_eq!(code, Code::NOT_FOUND);
+}
+
+pub(crate) async fn the_inside_is_closed(guest: &Guest) {
+    let script = "set -e
+            readlink /proc/1/exe >/dev/null; cat /proc/1/comm
+            ls /; hostname; id -u; id -g; id -G; umask; pwd; ulimit -n
+            grep -E 'Cap(Bnd|Eff|Amb)|NoNewPrivs|Seccomp:' /proc/self/status
+            cat /proc/self/oom_score_adj
+            grep ^0:: /proc/self/cgroup
+            cat /proc/meminfo | wc -c
+            ls /proc/acpi 2>/dev/null | wc -l
+            echo 1 2>/dev/null >/proc/sys/kernel/panic && echo writable || echo read-only
+            ls -l /dev/fd /dev/ptmx | awk '{print $9,$10,$11}'
+            echo x >/dev/null; head -c 4 /dev/zero | wc -c
+            awk '$5==\"/\" {print $6}' /proc/self/mountinfo
+            cat /etc/hosts | wc -l
+            unshare -m true 2>/dev/null && echo unshared || echo refused
+            mount -t tmpfs x /tmp 2>/dev/null && echo mounted || echo refused";
+    let mut spec = spec(&["sh", "-c", script]);
+    spec["hostname"] = json!("inside");
+    spec["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}]);
+    spec["process"]["cwd"] = json!("/made/by/init");
+    spec["process"]["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [5, 6], "umask": 0o027});
+    spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]);
+    spec["process"]["capabilities"] = json!({
+            "bounding": ["CAP_CHOWN", "CAP_NET_BIND_SERVICE"], "permitted": ["CAP_NET_BIND_SERVICE"],
+            "effective": ["CAP_NET_BIND_SERVICE"], "inheritable": ["CAP_NET_BIND_SERVICE"],
+            "ambient": ["CAP_NET_BIND_SERVICE"]});
+    spec["process"]["noNewPrivileges"] = json!(true);
+    spec["process"]["oomScoreAdj"] = json!(500);
+    spec["linux"]["maskedPaths"] = json!(["/proc/meminfo", "/proc/acpi", "/proc/none"]);
+    spec["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+    let (status, out, err) = guest.run_to_end("c1", &spec).await;
+    let expected = "sh\nabs\nbin\ndev\nescape\netc\nmade\nproc\nroot\nsys\ntmp\ninside\n1000\n1001\n1001 5 6\n0027\n/made/by/init\n100\n\
+            CapEff:\t0000000000000400\nCapBnd:\t0000000000000401\nCapAmb:\t0000000000000400\nNoNewPrivs:\t1\nSeccomp:\t2\n\
+            500\n0::/\n0\n0\nread-only\n/dev/fd -> /proc/self/fd\n/dev/ptmx -> pts/ptmx\n4\nrw,nodev,relatime\n2\nrefused\n\
+            refused\n";
+    assert_eq!((out.as_str(), err.as_str(), status), (expected, "", 0));
+}
+
+pub(crate) async fn mounts_stay_inside_the_root(guest: &Guest) {
+    // The image has /escape -> /.. and /abs -> /etc: both are followed inside the container only.
+    let mut spec = spec(&[
+        "sh",
+        "-c",
+        "cat /abs/new/f; ls /tmp/esc; touch /data/t && echo ok; touch /ro/t 2>&1 | grep -c Read-only",
+    ]);
+    spec["mounts"] = json!([
+            {"destination": "/abs/new", "type": "emptydir", "source": "vol", "options": ["ro"]},
+            {"destination": "/data", "type": "emptydir", "source": "vol"},
+            {"destination": "/escape/tmp/esc", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k"]},
+            {"destination": "/ro", "type": "emptydir", "source": "mem", "options": ["ro", "medium=memory", "size=65536"]}]);
+    let (_, first, _) = guest
+        .run_to_end("c0", &{
+            let mut spec = spec_with_volume();
+            spec["process"]["args"] = json!(["sh", "-c", "echo shared >/data/f"]);
+            spec
+        })
+        .await;
+    assert_eq!(first, "");
+    let (status, out, err) = guest.run_to_end("c1", &spec).await;
+    assert_eq!((out.as_str(), err.as_str(), status), ("shared\nok\n1\n", "", 0));
+}
+
+fn spec_with_volume() -> serde_json::Value {
+    let mut spec = spec(&["true"]);
+    spec["mounts"] = json!([{"destination": "/data", "type": "emptydir", "source": "vol"}]);
+    spec
+}
+
+pub(crate) async fn output_is_never_lost(guest: &Guest) {
+    let script = "dd if=/dev/zero bs=1000 count=3000 2>/dev/null | tr '\\0' x; exec 1>&-; echo end >&2";
+    let (status, out, err) = guest.run_to_end("c1", &spec(&["sh", "-c", script])).await;
+    assert_eq!((out.len(), err.as_str(), status), (3_000_000, "end\n", 0));
+}
+
+pub(crate) async fn a_host_that_reads_late_gets_everything(guest: &Guest) {
+    guest
+        .create("c1", &spec(&["sh", "-c", "head -c 2000000 /dev/zero; exit 3"]))
+        .await
+        .unwrap();
+    let mut out = guest.stream("c1", "", "stdout").await;
+    guest.start("c1", "").await.unwrap();
+    let wait = guest.wait("c1", "");
+    let early = tokio::time::timeout(Duration::from_millis(500), wait).await;
+    assert!(early.is_err(), "the end is reported before the output was taken");
+    assert_eq!(out.bytes().await.len(), 2_000_000);
+    assert_eq!(guest.wait("c1", "").await.unwrap().exit_status, 3);
+}
+
+pub(crate) async fn input_ends_when_the_host_closes_it(guest: &Guest) {
+    guest
+        .create("c1", &spec(&["sh", "-c", "cat; echo done"]))
+        .await
+        .unwrap();
+    let (mut input, mut out) = (
+        guest.stream("c1", "", "stdin").await,
+        guest.stream("c1", "", "stdout").await,
+    );
+    guest.start("c1", "").await.unwrap();
+    input.send(b"line\n").await;
+    input.finish().await;
+    assert_eq!(out.text().await, "line\ndone\n");
+    assert_eq!(guest.wait("c1", "").await.unwrap().exit_status, 0);
+}
+
+pub(crate) async fn processes_are_added_signalled_and_deleted(guest: &Guest) {
+    guest.create("c1", &spec(&["sleep", "1000"])).await.unwrap();
+    guest.start("c1", "").await.unwrap();
+    assert_eq!(
+        guest.delete("c1", "").await.unwrap_err(),
+        Code::FAILED_PRECONDITION
+    );
+    let process = json!({"args": ["sh", "-c", "echo $$ $(cat /proc/1/comm) $X; hostname; ls /proc/self/fd | wc -l; exit 9"],
+            "cwd": "/tmp", "env": ["X=y", "PATH=/bin"], "user": {"uid": 7, "gid": 7}});
+    guest.create_process("c1", "e1", &process).await.unwrap();
+    assert_eq!(
+        guest.create_process("c1", "e1", &process).await.unwrap_err(),
+        Code::ALREADY_EXISTS
+    );
+    let mut out = guest.stream("c1", "e1", "stdout").await;
+    guest.start("c1", "e1").await.unwrap();
+    let text = out.text().await;
+    let lines: Vec<_> = text.lines().collect();
+    assert!(
+        lines[0].ends_with(" sleep y") && lines[1] == "guest" && lines[2] == "4",
+        "{text}"
+    );
+    assert_eq!(guest.wait("c1", "e1").await.unwrap().exit_status, 9);
+    guest.delete("c1", "e1").await.unwrap();
+    // A second one by signal.
+    guest
+        .create_process("c1", "e2", &json!({"args": ["sleep", "1000"], "cwd": "/"}))
+        .await
+        .unwrap();
+    guest.start("c1", "e2").await.unwrap();
+    assert_eq!(guest.pids("c1").await.len(), 2);
+    guest
+        .signal("c1", "e2", libc::SIGUSR1.unsigned_abs(), false)
+        .await
+        .unwrap();
+    assert_eq!(guest.wait("c1", "e2").await.unwrap().exit_status, 128 + 10);
+    assert_eq!(
+        guest.signal("c1", "e2", 15, false).await.unwrap_err(),
+        Code::FAILED_PRECONDITION
+    );
+    guest.signal("c1", "", 9, true).await.unwrap();
+    assert_eq!(guest.wait("c1", "").await.unwrap().exit_status, 137);
+    guest.delete("c1", "").await.unwrap();
+    // The id is free again.
+    assert_eq!(
+        guest.run_to_end("c1", &spec(&["echo", "again"])).await.1,
+        "again\n"
+    );
+}
+
+pub(crate) async fn what_cannot_be_run_is_named(guest: &Guest) {
+    for (args, cwd, code, named) in [
+        (json!(["nothing"]), "/", Code::NOT_FOUND, "nothing"),
+        (json!(["/bin/none"]), "/", Code::NOT_FOUND, "/bin/none"),
+        (
+            json!(["/etc/passwd"]),
+            "/",
+            Code::PERMISSION_DENIED,
+            "/etc/passwd",
+        ),
+        (json!(["/etc/broken"]), "/", Code::INVALID_ARGUMENT, "/etc/broken"),
+        (
+            json!(["true"]),
+            "/etc/passwd",
+            Code::INVALID_ARGUMENT,
+            "/etc/passwd",
+        ),
+    ] {
+        let mut spec = spec(&["x"]);
+        spec["process"]["args"] = args;
+        spec["process"]["cwd"] = json!(cwd);
+        guest.create("c1", &spec).await.unwrap();
+        let status = guest.start("c1", "").await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+        assert!(status.message().contains(named), "{status}");
+        guest.delete("c1", "").await.unwrap();
+    }
+}
+
+pub(crate) async fn a_terminal_is_a_terminal(guest: &Guest) {
+    let mut spec = spec(&[
+        "sh",
+        "-c",
+        "tty; stty size; read x; echo got $x; trap 'stty size; exit 4' WINCH; echo ready; while :; do sleep 0.1; done",
+    ]);
+    spec["process"]["terminal"] = json!(true);
+    spec["process"]["consoleSize"] = json!({"height": 24, "width": 80});
+    guest.create("c1", &spec).await.unwrap();
+    let (mut input, mut out) = (
+        guest.stream("c1", "", "stdin").await,
+        guest.stream("c1", "", "stdout").await,
+    );
+    guest.start("c1", "").await.unwrap();
+    out.expect("24 80\r\n").await;
+    input.send(b"hello\n").await;
+    out.expect("got hello\r\nready\r\n").await;
+    guest.resize("c1", "", 30, 100).await.unwrap();
+    out.expect("30 100\r\n").await;
+    assert_eq!(guest.wait("c1", "").await.unwrap().exit_status, 4);
+    // A terminal for an exec, of the container's own.
+    guest.delete("c1", "").await.unwrap();
+    guest
+        .create("c2", &framework::spec(&["sleep", "1000"]))
+        .await
+        .unwrap();
+    guest.start("c2", "").await.unwrap();
+    guest
+        .create_process("c2", "e", &json!({"args": ["tty"], "cwd": "/", "terminal": true}))
+        .await
+        .unwrap();
+    let mut out = guest.stream("c2", "e", "stdout").await;
+    guest.start("c2", "e").await.unwrap();
+    assert_eq!(out.text().await, "/dev/pts/0\r\n");
+    assert_eq!(
+        guest.resize("c2", "", 1, 1).await.unwrap_err(),
+        Code::FAILED_PRECONDITION
+    );
+    guest.signal("c2", "", 9, false).await.unwrap();
+    guest.wait("c2", "").await.unwrap();
+}
+
+pub(crate) async fn daemons_do_not_hold_up_the_end(guest: &Guest) {
+    guest.create("c1", &spec(&["sleep", "1000"])).await.unwrap();
+    guest.start("c1", "").await.unwrap();
+    let process = json!({"args": ["sh", "-c", "sleep 1000 & echo started"], "cwd": "/"});
+    guest.create_process("c1", "e", &process).await.unwrap();
+    let mut out = guest.stream("c1", "e", "stdout").await;
+    guest.start("c1", "e").await.unwrap();
+    assert_eq!(out.text().await, "started\n");
+    assert_eq!(guest.wait("c1", "e").await.unwrap().exit_status, 0);
+    assert_eq!(guest.pids("c1").await.len(), 2);
+    guest.signal("c1", "", 9, true).await.unwrap();
+    guest.wait("c1", "").await.unwrap();
+    guest.delete("c1", "").await.unwrap();
+}
+
+pub(crate) async fn a_shared_pid_namespace_is_cleared_with_its_container(guest: &Guest) {
+    let mut spec = spec(&["sh", "-c", "sleep 1000 & exit 2"]);
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}]);
+    guest.create("c1", &spec).await.unwrap();
+    guest.start("c1", "").await.unwrap();
+    assert_eq!(guest.wait("c1", "").await.unwrap().exit_status, 2);
+    guest.delete("c1", "").await.unwrap();
+}
+
+pub(crate) async fn wrong_requests_leave_nothing(guest: &Guest) {
+    for (change, named) in [
+        (json!({"process": null}), "process"),
+        (
+            json!({"mounts": [{"destination": "x", "type": "bind", "source": "/"}]}),
+            "destination",
+        ),
+        (
+            json!({"linux": {"resources": {"unified": {"cgroup.kill": "1"}}}}),
+            "unified",
+        ),
+        (
+            json!({"linux": {"devices": [{"path": "/dev/x", "type": "q"}]}}),
+            "devices[0]",
+        ),
+    ] {
+        let mut spec = spec(&["true"]);
+        for (key, value) in change.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        let status = guest.create_status("c1", &spec).await.unwrap_err();
+        assert_eq!(status.code(), Code::INVALID_ARGUMENT, "{status}");
+        assert!(status.message().contains(named), "{status}");
+    }
+    assert_eq!(
+        guest.create("../c1", &spec(&["true"])).await.unwrap_err(),
+        Code::INVALID_ARGUMENT
+    );
+    guest.create("c1", &spec(&["true"])).await.unwrap();
+    assert_eq!(
+        guest.create("c1", &spec(&["true"])).await.unwrap_err(),
+        Code::ALREADY_EXISTS
+    );
+    assert_eq!(
+        guest.signal("c1", "", 15, false).await.unwrap_err(),
+        Code::FAILED_PRECONDITION
+    );
+    guest.delete("c1", "").await.unwrap();
+}
+
+pub(crate) async fn a_filter_of_the_specification_wins(guest: &Guest) {
+    let mut spec = spec(&["sh", "-c", "mkdir /x; echo $?"]);
+    spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 122}]});
+    let (_, out, err) = guest.run_to_end("c1", &spec).await;
+    assert!(out == "1\n" && err.contains("Disk quota exceeded"), "{out}{err}");
+}
+
+pub(crate) async fn counters_count(guest: &Guest) {
+    guest
+        .create(
+            "c1",
+            &spec(&["sh", "-c", "head -c 300000 /dev/zero >/f; exec sleep 1000"]),
+        )
+        .await
+        .unwrap();
+    guest.start("c1", "").await.unwrap();
+    let stats = loop {
+        let stats = guest.stats("c1").await;
+        if stats.rootfs_used_bytes >= 300_000 {
+            break stats;
+        }
+    };
+    assert!(stats.rootfs_used_inodes >= 1 && stats.timestamp_ns > 0);
+    let sandbox = guest.sandbox_stats().await;
+    assert!(
+        sandbox.memory_total_bytes > sandbox.memory_available_bytes && sandbox.memory_available_bytes > 0
+    );
+    assert!(
+        sandbox.init_resident_bytes > 0 && sandbox.scratch_capacity_bytes > 0,
+        "{sandbox}"
+    );
+    guest.signal("c1", "", 9, false).await.unwrap();
+    guest.wait("c1", "").await.unwrap();
+}
+
+pub(crate) async fn a_container_that_takes_too_much_memory_is_killed(guest: &Guest) {
+    let mut spec = spec(&["sh", "-c", "tail /dev/zero"]);
+    spec["linux"]["resources"] = json!({"memory": {"limit": 16 << 20}, "pids": {"limit": 20},
+        "cpu": {"shares": 512, "quota": 50_000, "period": 100_000}, "unified": {"memory.oom.group": "1"}});
+    if let Err(status) = guest.create_status("c1", &spec).await {
+        assert!(status.message().contains("memory.max"), "{status}");
+        eprintln!("NOT RUN: this needs the memory controller in cgroup v2");
+        return;
+    }
+    let before = guest.last_event().await;
+    guest.start("c1", "").await.unwrap();
+    let ended = guest.wait("c1", "").await.unwrap();
+    assert!(ended.exit_status == 137 && ended.oom_killed, "{ended}");
+    let events = guest.events(before).await;
+    assert_eq!(events, [("c1".to_owned(), before + 1)]);
+    let stats = guest.stats("c1").await;
+    assert_eq!((stats.memory_limit_bytes, stats.pids_limit), (16 << 20, 20));
+    assert!(stats.oom_kills >= 1 && stats.cpu_usage_us > 0, "{stats}");
+}

@@ -1,0 +1,181 @@
+//! A guest in a virtual machine, its vsock ports as Unix sockets.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::Read,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use protocol::{GUEST_API_PORT, READY_PORT, STDIO_PORT};
+use vmm::{
+    config::{Extent, VmConfig},
+    control::{self, Command as Order, Event, OwnerSocket},
+};
+
+use crate::framework::{Guest, image};
+
+/// An emulated machine boots slowly.
+const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Runs `test` with a guest; says so when this machine cannot have one.
+pub(crate) fn run(test: impl AsyncFnOnce(&Guest)) {
+    let files = match Files::find() {
+        Ok(files) => files,
+        Err(missing) => {
+            eprintln!("NOT RUN: this needs {missing}");
+            return;
+        }
+    };
+    let machine = Machine::boot(&files);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let guest = Guest::connect(machine.directory.path()).await;
+        test(&guest).await;
+    });
+}
+
+/// What a machine is made of.
+struct Files {
+    vmm: PathBuf,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+}
+
+impl Files {
+    fn find() -> Result<Self, String> {
+        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let has_flag = cpu.split_whitespace().any(|word| word == "vmx" || word == "svm");
+        if !has_flag || File::options().read(true).write(true).open("/dev/kvm").is_err() {
+            return Err("KVM".into());
+        }
+        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+        let file = |variable: &str, path: &str| {
+            let path = env::var_os(variable).map_or_else(|| target.join(path), PathBuf::from);
+            if path.exists() {
+                Ok(path)
+            } else {
+                Err(format!("{} (make build)", path.display()))
+            }
+        };
+        Ok(Self {
+            vmm: file("ECI_VMM", "release/eci-vmm")?,
+            kernel: file("ECI_KERNEL", "guest/vmlinux")?,
+            initramfs: file("ECI_INITRAMFS", "guest/initramfs.cpio")?,
+        })
+    }
+}
+
+struct Machine {
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Machine {
+    fn boot(files: &Files) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        image::make(directory.path());
+        let open = |path: &Path, write: bool| File::options().read(true).write(write).open(path).unwrap();
+        let (console_read, console_write) = std::io::pipe().unwrap();
+        let disks = ["vda", "vdb"].map(|name| open(&directory.path().join(name), name == "vdb"));
+        let [read_only_extents, read_write_extents] = [0, 1].map(|index: usize| {
+            let length_bytes = disks[index].metadata().unwrap().len();
+            vec![Extent {
+                disk_offset_bytes: 0,
+                file_offset_bytes: 0,
+                length_bytes,
+            }]
+        });
+        let config = VmConfig {
+            n_vcpus: 1,
+            memory_mib: 256,
+            kernel_args: env::var("ECI_KERNEL_ARGS").unwrap_or_else(|_| "quiet".into()),
+            cid: 3,
+            net: None,
+            read_only_extents,
+            read_write_extents,
+            io_uring: true,
+        };
+        let (owner, socket) = control::pair().unwrap();
+        let mut command = Command::new(&files.vmm);
+        vmm::sys::inherited::pass_control_fd(&mut command, socket);
+        let child = command.spawn().unwrap();
+        drop(command);
+        let [vda, vdb] = disks;
+        let console: OwnedFd = console_write.into();
+        let descriptors = [
+            open("/dev/kvm".as_ref(), true).into(),
+            open(&files.kernel, false).into(),
+            open(&files.initramfs, false).into(),
+            console,
+            vda.into(),
+            vdb.into(),
+        ];
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        owner.send(&Order::Start(Box::new(config)), &borrowed).unwrap();
+        drop(descriptors);
+        show_console(console_read);
+        let owner = Arc::new(owner);
+        for (name, port) in [("api", GUEST_API_PORT), ("stdio", STDIO_PORT)] {
+            let listener = UnixListener::bind(directory.path().join(name)).unwrap();
+            forward(listener, port, Arc::clone(&owner));
+        }
+        let (ready, is_ready) = mpsc::channel();
+        thread::spawn(move || {
+            while let Ok((event, _descriptors)) = owner.recv() {
+                match event {
+                    Event::GuestConnected { port: READY_PORT } => ready.send(()).unwrap_or(()),
+                    Event::Started | Event::Done { .. } => {}
+                    other => eprintln!("machine: {other:?}"),
+                }
+            }
+        });
+        is_ready
+            .recv_timeout(BOOT_DEADLINE)
+            .expect("the guest init says that it is ready");
+        Self { child, directory }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The guest's console, on standard error.
+fn show_console(mut console: std::io::PipeReader) {
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = console.read(&mut buffer) {
+            eprint!("{}", String::from_utf8_lossy(&buffer[..length]));
+        }
+    });
+}
+
+/// Hands each connection on `listener` to the guest's `port`.
+fn forward(listener: UnixListener, port: u32, owner: Arc<OwnerSocket>) {
+    thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let _ = owner.send(
+                &Order::Connect {
+                    id: port.into(),
+                    port,
+                },
+                &[connection.as_fd()],
+            );
+        }
+    });
+}
