@@ -82,6 +82,11 @@ nested-test: nested-binary ## run `cargo test $(ARGS)` with each test program wh
 test: build nested-binary ## all tests; those that need KVM run in the L1 host
 	@tests/run
 
+.PHONY: bench
+bench: build nested-binary ## measure start time and memory against QEMU; ARGS='options': docs/benchmarks.md
+	cargo build --release -p tests --bin bench
+	$(NESTED) run --counted-time --fresh -- target/release/bench --summary target/bench/summary.json $(ARGS)
+
 .PHONY: check
 check: setup ## format, lints, documentation, architecture, licences and sources of dependencies
 	cargo fmt --all --check

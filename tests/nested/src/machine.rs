@@ -297,11 +297,9 @@ fn share_by_9p(command: &mut Command, tag: &str, path: &str, read_only: bool) {
 }
 
 fn kernel_arguments(shape: &Shape) -> String {
-    // A panic ends QEMU (-no-reboot). The emulated CPU has none of the flaws that mitigations are for. On a busy
-    // machine it may stand still for seconds: no check may take that for a broken timer or a stall.
+    // A panic ends QEMU (-no-reboot). The emulated CPU has none of the flaws that mitigations are for.
     let common = "console=ttyS0 loglevel=4 panic=-1 cgroup_no_v1=all audit=0 apparmor=0 mitigations=off \
-                  random.trust_cpu=on nowatchdog nokaslr tsc=reliable no_timer_check \
-                  rcupdate.rcu_cpu_stall_suppress=1";
+                  random.trust_cpu=on nowatchdog nokaslr tsc=reliable";
     if shape.counted_time {
         format!("{common} norandmaps clocksource=tsc")
     } else {

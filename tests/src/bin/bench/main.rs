@@ -1,0 +1,143 @@
+//! The benchmarks, run by `make bench` in an L1 host whose time is the number of instructions executed: every figure
+//! repeats. What is measured and how to read it: `docs/benchmarks.md`.
+
+mod boot;
+mod ground;
+mod memory;
+mod monitor;
+mod root;
+mod stats;
+#[path = "../../../../vmm/tests/stub_guest/mod.rs"]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+mod stub_guest;
+mod summary;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use lexopt::{Arg, Parser, ValueExt};
+
+use crate::ground::Ground;
+use crate::summary::Summary;
+
+const USAGE: &str = "\
+Measures the start time and memory of microVMs against QEMU's microvm machine, both in this host.
+
+usage: bench [OPTION...]
+
+  --programs DIR    where eci-vmm is (target/release)
+  --guest DIR       where vmlinux and initramfs.cpio are (target/guest)
+  --summary FILE    also write the figures there, as JSON
+  --only GROUP,...  measure only these: boot, floor, memory (all); profile shows
+                    the kernel's own account of one boot
+  --rounds N        starts per phase of the host's tick, of which there are 8 (3)
+  --rival no        leave the rival out: for comparing two builds of ours
+  --kernel-args X   more kernel arguments, for both monitors
+  --console         show what the guests write to their console
+
+Exit code 1: a figure misses its goal or could not be measured.";
+
+/// What to measure, and with what.
+#[derive(Debug)]
+struct Options {
+    programs: PathBuf,
+    guest: PathBuf,
+    summary: Option<PathBuf>,
+    only: Vec<String>,
+    rounds: usize,
+    rival: bool,
+    kernel_args: String,
+    console: bool,
+}
+
+fn main() -> ExitCode {
+    match parse().and_then(|options| options.map_or(Ok(true), |options| run(&options))) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn parse() -> Result<Option<Options>> {
+    let mut options = Options {
+        programs: "target/release".into(),
+        guest: "target/guest".into(),
+        summary: None,
+        only: Vec::new(),
+        rounds: 3,
+        rival: true,
+        kernel_args: String::new(),
+        console: false,
+    };
+    let mut parser = Parser::from_env();
+    while let Some(argument) = parser.next().context("read the options")? {
+        match argument {
+            Arg::Long("programs") => options.programs = parser.value()?.into(),
+            Arg::Long("guest") => options.guest = parser.value()?.into(),
+            Arg::Long("summary") => options.summary = Some(parser.value()?.into()),
+            Arg::Long("only") => {
+                for group in parser.value()?.string()?.split(',') {
+                    if !GROUPS.iter().any(|(name, _)| *name == group) {
+                        let names: Vec<_> = GROUPS.iter().map(|(name, _)| *name).collect();
+                        bail!("--only {group}: valid are {}", names.join(", "));
+                    }
+                    options.only.push(group.to_owned());
+                }
+            }
+            Arg::Long("rounds") => options.rounds = parser.value()?.parse()?,
+            Arg::Long("rival") => options.rival = parser.value()?.string()? != "no",
+            Arg::Long("kernel-args") => options.kernel_args = parser.value()?.string()?,
+            Arg::Long("console") => options.console = true,
+            Arg::Long("help") | Arg::Short('h') => {
+                println!("{USAGE}");
+                return Ok(None);
+            }
+            other => return Err(other.unexpected()).context("see `bench --help`"),
+        }
+    }
+    if options.rounds == 0 {
+        bail!("--rounds 0: give at least 1");
+    }
+    Ok(Some(options))
+}
+
+type Measurement = fn(&Ground, &mut Summary) -> Result<()>;
+
+/// In the order of the table.
+const GROUPS: [(&str, Measurement); 4] = [
+    ("boot", boot::measure_boot),
+    ("floor", boot::measure_floor),
+    ("memory", memory::measure),
+    ("profile", boot::profile),
+];
+
+/// Runs the measurements; one that fails does not keep the others from running. Whether all goals are met.
+fn run(options: &Options) -> Result<bool> {
+    // Opened first: paths are others afterwards.
+    let file = options.summary.as_deref().map(summary::create).transpose()?;
+    let ground = Ground::prepare(options)?;
+    let mut summary = Summary::default();
+    for (name, measure) in GROUPS {
+        let is_wanted = if options.only.is_empty() {
+            name != "profile"
+        } else {
+            options.only.iter().any(|only| only == name)
+        };
+        if is_wanted {
+            eprintln!("bench: measuring {name} ...");
+            if let Err(error) = measure(&ground, &mut summary) {
+                eprintln!("bench: {name}: {error:#}");
+                summary.failed(name, &format!("{error:#}"));
+            }
+        }
+    }
+    print!("{summary}");
+    if let Some(file) = file {
+        summary.write(file)?;
+    }
+    Ok(summary.is_good())
+}

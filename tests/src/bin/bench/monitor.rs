@@ -1,0 +1,250 @@
+//! Starting a guest under either monitor, in the same way, and seeing when things happen.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command as Process, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmm::config::VmConfig;
+use vmm::control::{self, Command, Event, OwnerSocket};
+
+use crate::ground::{Guest, KERNEL_ARGS, MEMORY_MIB, QEMU, VMM};
+
+/// No start takes so long, however slow the host.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The two that are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Monitor {
+    Ours,
+    Qemu,
+}
+
+/// A started monitor. It is killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) process: Child,
+    started: Instant,
+    console: File,
+    text: Vec<u8>,
+    /// Ours only.
+    owner: Option<OwnerSocket>,
+    ready: Option<Duration>,
+}
+
+impl Monitor {
+    /// Starts a guest. The clock runs from just before the spawn of the process.
+    ///
+    /// Both are spawned with a control socket, though QEMU has no use for it: so both are spawned in the same way.
+    pub(crate) fn start(self, guest: &Guest) -> Result<Running> {
+        let (output, console) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("make a pipe")?;
+        let started = Instant::now();
+        let (owner, socket) = control::pair()?;
+        let mut command = match self {
+            Self::Ours => Process::new(VMM),
+            Self::Qemu => qemu(guest, &console)?,
+        };
+        vmm::sys::inherited::pass_control_fd(&mut command, socket);
+        let process = command
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("start {command:?}"))?;
+        drop(command);
+        let mut running = Running {
+            process,
+            started,
+            console: File::from(output),
+            text: Vec::new(),
+            owner: None,
+            ready: None,
+        };
+        if self == Self::Ours {
+            order_start(&owner, guest, console)?;
+            running.owner = Some(owner);
+        }
+        Ok(running)
+    }
+}
+
+/// What the shim does.
+fn order_start(owner: &OwnerSocket, guest: &Guest, console: OwnedFd) -> Result<()> {
+    let kvm = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .context("open /dev/kvm: run this where KVM works, with `make bench`")?;
+    let kernel = File::open(guest.kernel)?;
+    let initrd = File::open(guest.initrd)?;
+    let config = VmConfig {
+        n_vcpus: 1,
+        memory_mib: MEMORY_MIB,
+        kernel_args: guest.args.clone(),
+        cid: 3,
+        net: None,
+        read_only_extents: Vec::new(),
+        read_write_extents: Vec::new(),
+        io_uring: true,
+    };
+    let fds = [kvm.as_fd(), kernel.as_fd(), initrd.as_fd(), console.as_fd()];
+    owner.send(&Command::Start(Box::new(config)), &fds)?;
+    Ok(())
+}
+
+/// QEMU as those who care for start time use it: the microvm machine without legacy devices and option ROMs, and the
+/// small firmware (qboot).
+fn qemu(guest: &Guest, console: &OwnedFd) -> Result<Process> {
+    let mut command = Process::new(QEMU);
+    command.args([
+        "-M",
+        "microvm,accel=kvm,x-option-roms=off,pit=off,pic=off,rtc=off",
+        "-bios",
+        "qboot.rom",
+        "-cpu",
+        "host",
+        "-smp",
+        "1",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-serial",
+        "stdio",
+    ]);
+    command.args(["-m", &MEMORY_MIB.to_string()]);
+    command.arg("-kernel").arg(guest.kernel);
+    if std::fs::metadata(guest.initrd)?.len() > 0 {
+        command.arg("-initrd").arg(guest.initrd);
+    }
+    command.args(["-append", &format!("{KERNEL_ARGS} {}", guest.args)]);
+    command.stdout(console.try_clone()?);
+    Ok(command)
+}
+
+impl Running {
+    /// From the spawn until the console shows `marker`; the time is that of its first byte. With ours, the time until
+    /// the monitor said that the vCPUs run is kept.
+    pub(crate) fn wait_for(&mut self, marker: &str) -> Result<Duration> {
+        let mut reads = Vec::new();
+        loop {
+            let before = self.text.len();
+            if !self.next()? {
+                continue;
+            }
+            reads.push((self.text.len(), self.started.elapsed()));
+            let from = before.saturating_sub(marker.len() - 1);
+            if let Some(at) = find(&self.text[from..], marker.as_bytes()) {
+                let begin = from + at;
+                let seen = reads.iter().find(|(length, _)| *length > begin);
+                return seen
+                    .map(|(_, time)| *time)
+                    .context("the console showed this before");
+            }
+        }
+    }
+
+    /// Waits until the guest connects to a host port.
+    pub(crate) fn wait_for_connection(&mut self, port: u32) -> Result<Duration> {
+        loop {
+            let time = self.started.elapsed();
+            match self.next_event()? {
+                Some(Event::GuestConnected { port: to }) if to == port => return Ok(time),
+                _ => {}
+            }
+        }
+    }
+
+    /// From the spawn until the vCPUs ran.
+    pub(crate) fn ready(&self) -> Option<Duration> {
+        self.ready
+    }
+
+    /// The console so far.
+    pub(crate) fn console(&self) -> String {
+        String::from_utf8_lossy(&self.text).into_owned()
+    }
+
+    /// Waits for console output, which is taken (`true`), or an event.
+    fn next(&mut self) -> Result<bool> {
+        let is_output = self.wait()?;
+        if is_output {
+            self.read_console()?;
+        } else {
+            self.take_event()?;
+        }
+        Ok(is_output)
+    }
+
+    fn next_event(&mut self) -> Result<Option<Event>> {
+        if self.wait()? {
+            self.read_console()?;
+            return Ok(None);
+        }
+        self.take_event()
+    }
+
+    fn read_console(&mut self) -> Result<()> {
+        let mut bytes = [0; 4096];
+        match self.console.read(&mut bytes) {
+            Ok(0) => bail!("the console was closed; it showed: {:?}", self.console()),
+            Ok(length) => self.text.extend(&bytes[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("read the console"),
+        }
+        Ok(())
+    }
+
+    /// Whether the console can be read; else there is an event.
+    fn wait(&self) -> Result<bool> {
+        let mut fds = vec![PollFd::new(&self.console, PollFlags::IN)];
+        if let Some(owner) = &self.owner {
+            fds.push(PollFd::new(owner, PollFlags::IN));
+        }
+        let left = DEADLINE.saturating_sub(self.started.elapsed());
+        let left = Timespec::try_from(left).map_err(|_| anyhow!("the time limit is too long"))?;
+        match poll(&mut fds, Some(&left)) {
+            Ok(0) => bail!(
+                "nothing after {} s; the console showed: {:?}",
+                DEADLINE.as_secs(),
+                self.console()
+            ),
+            Ok(_) => Ok(!fds[0].revents().is_empty()),
+            Err(rustix::io::Errno::INTR) => self.wait(),
+            Err(error) => Err(error).context("wait for the guest"),
+        }
+    }
+
+    fn take_event(&mut self) -> Result<Option<Event>> {
+        let Some(owner) = &self.owner else { return Ok(None) };
+        match owner.try_recv() {
+            Ok((Event::Started, _)) => {
+                self.ready = Some(self.started.elapsed());
+                Ok(Some(Event::Started))
+            }
+            Ok((Event::Exited(reason), _)) => {
+                bail!(
+                    "the VM ended: {reason:?}; the console showed: {:?}",
+                    self.console()
+                )
+            }
+            Ok((event, _)) => Ok(Some(event)),
+            Err(control::ControlError::WouldBlock) => Ok(None),
+            Err(error) => Err(error).context("read from the VMM"),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn find(text: &[u8], marker: &[u8]) -> Option<usize> {
+    text.windows(marker.len()).position(|window| window == marker)
+}
