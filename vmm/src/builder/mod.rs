@@ -114,22 +114,33 @@ pub fn build(
     config.validate().map_err(BuildError::Config)?;
 
     let kvm_host = kvm::Host::new(resources.kvm).map_err(BuildError::Kvm)?;
-    let kvm = kvm_host
-        .create_vm(layout::KVM_IDENTITY_MAP, layout::KVM_TSS)
-        .map_err(BuildError::Kvm)?;
-
-    let memory_bytes = config.memory_mib << 20;
-    let memory = memory::allocate(&layout::ram_ranges(memory_bytes)).map_err(BuildError::Memory)?;
+    let create_vm = || {
+        kvm_host
+            .create_vm(layout::KVM_IDENTITY_MAP, layout::KVM_TSS)
+            .map_err(BuildError::Kvm)
+    };
+    let mut load_guest = || {
+        let memory =
+            memory::allocate(&layout::ram_ranges(config.memory_mib << 20)).map_err(BuildError::Memory)?;
+        let command_line = format!("{KERNEL_ARGS} {}", config.kernel_args);
+        let entry = boot::load(
+            &memory,
+            &mut resources.kernel,
+            &mut resources.initrd,
+            &command_line,
+        )
+        .map_err(BuildError::Boot)?;
+        Ok((memory, entry))
+    };
+    // Creating a VM mostly waits for the host kernel, loading the guest mostly copies: both take about as long.
+    let (kvm, loaded) = std::thread::scope(|scope| {
+        let creating = scope.spawn(create_vm);
+        let loaded = load_guest();
+        (creating.join().expect("nothing in there panics"), loaded)
+    });
+    let kvm = kvm?;
+    let (memory, entry) = loaded?;
     kvm.set_memory(&memory).map_err(BuildError::Kvm)?;
-
-    let command_line = format!("{KERNEL_ARGS} {}", config.kernel_args);
-    let entry = boot::load(
-        &memory,
-        &mut resources.kernel,
-        &mut resources.initrd,
-        &command_line,
-    )
-    .map_err(BuildError::Boot)?;
 
     let mut slots = virtio::Slots::new(&kvm, &memory);
     let pio = ports::build(resources.console, &kvm, end, &mut slots.stats)?;
