@@ -1,7 +1,10 @@
 //! Guest RAM. The only maker of host addresses of guest memory.
+#![allow(unsafe_code)]
+
+mod mapping;
 
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 /// All RAM of the guest. Cloning is cheap: the regions are shared.
 pub type GuestMemory = GuestMemoryMmap;
@@ -39,7 +42,7 @@ pub fn allocate(ranges: &[(GuestAddress, u64)]) -> Result<GuestMemory, MemoryErr
     let mut regions = Vec::with_capacity(ranges.len());
     for (address, length) in ranges {
         let size = usize::try_from(*length).map_err(|_| MemoryError::TooLong(*length))?;
-        let mapping = MmapRegion::new(size).map_err(|source| MemoryError::Map {
+        let mapping = mapping::anonymous(size).map_err(|source| MemoryError::Map {
             length: *length,
             source,
         })?;
@@ -52,6 +55,14 @@ pub fn allocate(ranges: &[(GuestAddress, u64)]) -> Result<GuestMemory, MemoryErr
 mod tests {
     use super::*;
     use vm_memory::{Bytes, GuestMemoryBackend};
+
+    #[test]
+    fn huge_pages_of_host_and_guest_match() {
+        let memory = allocate(&[(GuestAddress(0), 4 << 20), (GuestAddress(1 << 32), 2 << 20)]).unwrap();
+        for region in memory.iter() {
+            assert_eq!(region.as_ptr().addr() % mapping::HUGE_PAGE_BYTES, 0);
+        }
+    }
 
     #[test]
     fn memory_is_zeroed_and_has_the_hole() {

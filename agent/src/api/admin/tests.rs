@@ -31,10 +31,8 @@ impl Drop for Agent {
 }
 
 fn config(directory: &Path) -> Config {
-    let mut config = Config {
-        state_dir: directory.join("state"),
-        ..Config::default()
-    };
+    let mut config = Config::default();
+    config.state_dir = directory.join("state");
     config.admin.socket = directory.join("run/agent.sock");
     config.eci.enabled = false;
     config.kubelet.enabled = false;
