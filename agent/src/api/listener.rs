@@ -22,7 +22,7 @@ use super::admin::peer::AllowedPeers;
 /// Most connections of a listener; further ones wait in the kernel.
 const MAX_CONNECTIONS: usize = 512;
 /// A client has so long to finish a TLS handshake or a request head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest request head.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_HEADERS: usize = 100;
