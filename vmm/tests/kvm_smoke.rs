@@ -37,7 +37,9 @@ fn open_kvm() -> File {
     // Some machines have a /dev/kvm that opens but cannot run a guest.
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap();
     assert!(
-        processor.split_whitespace().any(|flag| flag == "svm" || flag == "vmx"),
+        processor
+            .split_whitespace()
+            .any(|flag| flag == "svm" || flag == "vmx"),
         "this processor shows neither vmx nor svm. This test runs a guest: run it where KVM works, with \
          `make nested-test ARGS='-p vmm --test kvm_smoke'`"
     );
