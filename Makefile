@@ -29,7 +29,11 @@ build: setup binaries guest ## all release binaries, in target/release, and the 
 
 .PHONY: binaries
 binaries: setup
-	cargo build --release -p agent -p shim -p vmm
+	cargo build --release -p agent -p shim
+	cargo build -p vmm --bin eci-vmm $(STATIC)
+	@mkdir -p target/release
+	@cmp -s target/$(TRIPLE)/release/eci-vmm target/release/eci-vmm || \
+		install target/$(TRIPLE)/release/eci-vmm target/release/eci-vmm
 
 .PHONY: guest
 guest: setup guest-init target/guest/vmlinux
