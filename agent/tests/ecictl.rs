@@ -1,6 +1,6 @@
 //! The program `ecictl` against real doors with a recording engine behind them.
 
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::{
     io::Write,

@@ -2,7 +2,7 @@
 //! Kubernetes client on port 10250. `ECI_SDK_PYTHON` names a Python that has them installed; without it these tests
 //! say so and do nothing.
 
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use std::{
     path::Path,

@@ -14,10 +14,10 @@ pub(super) async fn by_text(engine: &dyn Engine, text: &str) -> Result<Group> {
     if let Some(id) = GroupId::parse(text) {
         return engine.get(&id).await;
     }
-    choose(engine.list().await, text)
+    choose(&engine.list().await, text)
 }
 
-fn choose(groups: Vec<Group>, text: &str) -> Result<Group> {
+fn choose(groups: &[Group], text: &str) -> Result<Group> {
     let named = |group: &Group| match text.split_once('/') {
         Some((namespace, name)) => group.spec.namespace == namespace && group.spec.name == name,
         None => group.spec.name == text,
@@ -113,12 +113,12 @@ mod tests {
     use crate::api::fake::group;
 
     fn find(text: &str) -> std::result::Result<String, ErrorKind> {
-        let groups = vec![
+        let groups = [
             group("eci-aaaaaaaaaaaaaaaaaaa1", "web", "default"),
             group("eci-aaaaaaaaaaaaaaaaaaa2", "web", "shop"),
             group("eci-bbbbbbbbbbbbbbbbbbb3", "db", "default"),
         ];
-        choose(groups, text)
+        choose(&groups, text)
             .map(|group| group.id.as_str()[20..].to_owned())
             .map_err(|error| error.kind)
     }

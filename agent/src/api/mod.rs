@@ -68,7 +68,7 @@ impl Doors {
                 None => None,
             };
             let tcp = Listener::tcp(config.eci.listen, "eci.listen").await?;
-            addresses.eci = tcp.local_addr().ok();
+            addresses.eci = opened(&tcp, "the ECI API");
             let door = Arc::new(EciDoor::new(Arc::clone(&engine), config.eci.clone()));
             eci = Some((tcp, tls, door));
         }
@@ -80,14 +80,14 @@ impl Doors {
             };
             let acceptor = tls::acceptor(&files, kubelet.client_ca.as_deref())?;
             let tcp = Listener::tcp(kubelet.listen, "kubelet.listen").await?;
-            addresses.kubelet = tcp.local_addr().ok();
+            addresses.kubelet = opened(&tcp, "the kubelet API");
             let tokens = kubelet::Tokens::new(&kubelet.bearer_tokens);
             let router = kubelet::router(Arc::clone(&engine), tokens);
             open.push((Listener::Tls(tcp, acceptor), router));
         }
         if config.readonly.enabled {
             let tcp = Listener::tcp(config.readonly.listen, "readonly.listen").await?;
-            addresses.readonly = tcp.local_addr().ok();
+            addresses.readonly = opened(&tcp, "the read-only kubelet API");
             open.push((Listener::Tcp(tcp), kubelet::read_only_router(engine)));
         }
         Ok(Self { open, eci, addresses })
@@ -109,6 +109,13 @@ impl Doors {
         }
         while doors.join_next().await.is_some() {}
     }
+}
+
+/// Where a door is, also said to the log.
+fn opened(tcp: &TcpListener, door: &str) -> Option<SocketAddr> {
+    let address = tcp.local_addr().ok()?;
+    tracing::info!(%address, "{door} is open");
+    Some(address)
 }
 
 fn files(certificate: Option<&PathBuf>, key: Option<&PathBuf>) -> Option<CertificateFiles> {

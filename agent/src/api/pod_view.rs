@@ -298,24 +298,18 @@ fn dns(dns: &DnsSpec) -> PodDNSConfig {
 }
 
 fn volume(volume: &VolumeSpec) -> Volume {
-    let mut pod_volume = Volume {
+    let VolumeSource::EmptyDir {
+        memory,
+        size_limit_bytes,
+    } = &volume.source;
+    Volume {
         name: volume.name.clone(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: memory.then(|| "Memory".into()),
+            size_limit: size_limit_bytes.map(|bytes| Quantity(quantity::bytes_text(bytes))),
+        }),
         ..Volume::default()
-    };
-    match &volume.source {
-        VolumeSource::EmptyDir {
-            memory,
-            size_limit_bytes,
-        } => {
-            pod_volume.empty_dir = Some(EmptyDirVolumeSource {
-                medium: memory.then(|| "Memory".into()),
-                size_limit: size_limit_bytes.map(|bytes| Quantity(quantity::bytes_text(bytes))),
-            });
-        }
-        #[allow(unreachable_patterns, reason = "other kinds show their name only")]
-        _ => {}
     }
-    pod_volume
 }
 
 fn container(spec: &ContainerSpec) -> Container {

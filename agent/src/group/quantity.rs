@@ -122,7 +122,7 @@ fn suffix_value(suffix: &str) -> Result<(u128, i32), QuantityError> {
 /// Bytes in the largest binary unit that divides them: `64Mi`.
 pub fn bytes_text(bytes: u64) -> String {
     for (shift, unit) in [(40, "Ti"), (30, "Gi"), (20, "Mi"), (10, "Ki")] {
-        if bytes != 0 && bytes % (1_u64 << shift) == 0 {
+        if bytes != 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{unit}", bytes >> shift);
         }
     }
@@ -131,7 +131,7 @@ pub fn bytes_text(bytes: u64) -> String {
 
 /// Thousandths in short form: `2`, `250m`.
 pub fn milli_text(milli: u32) -> String {
-    if milli % 1000 == 0 {
+    if milli.is_multiple_of(1000) {
         (milli / 1000).to_string()
     } else {
         format!("{milli}m")

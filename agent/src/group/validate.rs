@@ -576,11 +576,6 @@ impl Check {
                     "valid: more than 0, or none",
                 ),
                 VolumeSource::EmptyDir { .. } => {}
-                #[allow(
-                    unreachable_patterns,
-                    reason = "the other kinds check themselves where they are made"
-                )]
-                _ => {}
             }
         }
     }

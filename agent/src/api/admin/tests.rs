@@ -31,8 +31,10 @@ impl Drop for Agent {
 }
 
 fn config(directory: &Path) -> Config {
-    let mut config = Config::default();
-    config.state_dir = directory.join("state");
+    let mut config = Config {
+        state_dir: directory.join("state"),
+        ..Config::default()
+    };
     config.admin.socket = directory.join("run/agent.sock");
     config.eci.enabled = false;
     config.kubelet.enabled = false;

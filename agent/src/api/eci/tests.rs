@@ -306,7 +306,7 @@ async fn errors_have_the_documented_codes() {
         }
     }
     host.engine.change(&GroupId::parse(ID).unwrap(), |group| {
-        group.status.phase = Phase::Terminating
+        group.status.phase = Phase::Terminating;
     });
     let (_, error) = call(&host, "DeleteContainerGroup", &[("ContainerGroupId", ID)]).await;
     assert_eq!(error["Code"], "OperationConflict");

@@ -152,24 +152,19 @@ fn volumes(group: &Group) -> Value {
     let volumes = group.spec.volumes.iter().map(|volume| {
         let mut object = Map::new();
         object.insert("Name".into(), json!(volume.name));
-        match &volume.source {
-            VolumeSource::EmptyDir {
-                memory,
-                size_limit_bytes,
-            } => {
-                object.insert("Type".into(), json!("EmptyDirVolume"));
-                if *memory {
-                    object.insert("EmptyDirVolumeMedium".into(), json!("Memory"));
-                }
-                if let Some(limit) = size_limit_bytes {
-                    object.insert(
-                        "EmptyDirVolumeSizeLimit".into(),
-                        json!(quantity::bytes_text(*limit)),
-                    );
-                }
-            }
-            #[allow(unreachable_patterns, reason = "other kinds show their name only")]
-            _ => {}
+        let VolumeSource::EmptyDir {
+            memory,
+            size_limit_bytes,
+        } = &volume.source;
+        object.insert("Type".into(), json!("EmptyDirVolume"));
+        if *memory {
+            object.insert("EmptyDirVolumeMedium".into(), json!("Memory"));
+        }
+        if let Some(limit) = size_limit_bytes {
+            object.insert(
+                "EmptyDirVolumeSizeLimit".into(),
+                json!(quantity::bytes_text(*limit)),
+            );
         }
         Value::Object(object)
     });

@@ -21,7 +21,7 @@ use super::layout::{
     XATTR_PREFIXES, crc32c, file_type, mode,
 };
 
-const BLOCK: usize = BLOCK_BYTES as usize;
+const BLOCK: usize = 1 << BLOCK_BITS;
 /// Longest piece put behind its inode: a longer one wastes less in a block of its own.
 const MAX_INLINE_BYTES: usize = BLOCK / 2;
 

@@ -86,7 +86,7 @@ fn convert_stream(
     let mut stream = TarStream::new(BufReader::with_capacity(BUFFER_BYTES, archive), format, limits);
     let mut writer = LayerWriter::new(blob, blob_path, limits);
     while let Some(entry) = stream.next_entry()? {
-        writer.add(&mut stream, entry)?;
+        writer.add(&mut stream, &entry)?;
     }
     let diff_sha256 = stream.finish()?.into_inner().into_hex();
     let blob_blocks = writer
@@ -149,7 +149,7 @@ impl<'path> LayerWriter<'path> {
         }
     }
 
-    fn add<R: Read>(&mut self, stream: &mut TarStream<R>, entry: TarEntry) -> Result<(), PullError> {
+    fn add<R: Read>(&mut self, stream: &mut TarStream<R>, entry: &TarEntry) -> Result<(), PullError> {
         self.n_entries += 1;
         if self.n_entries > self.limits.max_entries {
             let limit = self.limits.max_entries;
@@ -182,18 +182,18 @@ impl<'path> LayerWriter<'path> {
         }
         let is_old_directory = entry.kind == EntryType::Regular && entry.path.ends_with(b"/");
         let kind = match entry.kind {
-            EntryType::Directory => EntryKind::Directory(meta(&entry)?),
-            EntryType::Regular if is_old_directory => EntryKind::Directory(meta(&entry)?),
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => self.file(stream, &entry)?,
+            EntryType::Directory => EntryKind::Directory(meta(entry)?),
+            EntryType::Regular if is_old_directory => EntryKind::Directory(meta(entry)?),
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => self.file(stream, entry)?,
             EntryType::Symlink => EntryKind::Symlink {
-                meta: meta(&entry)?,
-                target: symlink_target(&entry)?,
+                meta: meta(entry)?,
+                target: symlink_target(entry)?,
             },
             EntryType::Link => EntryKind::HardLink {
                 target: normalised(&entry.link)?,
             },
-            EntryType::Char | EntryType::Block => device(&entry)?,
-            EntryType::Fifo => EntryKind::Fifo(meta(&entry)?),
+            EntryType::Char | EntryType::Block => device(entry)?,
+            EntryType::Fifo => EntryKind::Fifo(meta(entry)?),
             other => {
                 let reason = format!("type '{}' is not supported", other.as_byte().escape_ascii());
                 return Err(PullError::entry(&path, reason));

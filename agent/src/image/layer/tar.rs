@@ -166,7 +166,10 @@ impl<R: Read> TarStream<R> {
         if self.has_ended {
             return Ok(None);
         }
-        self.skip(self.remaining + self.padding)?;
+        self.skip(self.remaining)?;
+        // Some writers leave out the padding of the last file; then the next header is missing too.
+        io::copy(&mut self.reader.by_ref().take(self.padding), &mut io::sink())
+            .map_err(|e| self.broken(e))?;
         (self.remaining, self.padding) = (0, 0);
         let mut header = Header::new_old();
         if !self.fill_or_end(header.as_mut_bytes())? {

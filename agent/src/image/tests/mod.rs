@@ -1,6 +1,9 @@
 //! Images from end to end: pushed to a real registry, pulled, and looked at through the kernel.
 
+mod fake;
+mod hostile;
 mod slice;
+mod storing;
 mod support;
 
 use std::sync::Arc;
@@ -126,7 +129,7 @@ async fn an_image_with_every_kind_of_file_reaches_the_kernel() {
         .file("becomes-dir/inside", b"y")
         .link("ping-too", "sbin/ping")
         .file("sbin/through-link", b"z");
-    let Some((image, seen, dir)) = round_trip(&[lower.finish(), upper.finish()]).await else {
+    let Some((image, seen, _dir)) = round_trip(&[lower.finish(), upper.finish()]).await else {
         return;
     };
 

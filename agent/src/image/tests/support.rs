@@ -145,10 +145,6 @@ impl LayerBuilder {
         self.file(path, b"")
     }
 
-    pub(super) fn raw(&mut self) -> &mut tar::Builder<Vec<u8>> {
-        &mut self.tar
-    }
-
     pub(super) fn finish(&mut self) -> Vec<u8> {
         std::mem::replace(&mut self.tar, tar::Builder::new(Vec::new()))
             .into_inner()

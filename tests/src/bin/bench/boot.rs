@@ -32,12 +32,9 @@ pub(crate) fn measure_floor(ground: &Ground, summary: &mut Summary) -> Result<()
 
 /// Not a measurement: shows what the kernel does and how long each step takes.
 pub(crate) fn profile(ground: &Ground, _: &mut Summary) -> Result<()> {
-    let monitors = [Monitor::Ours, Monitor::Qemu];
-    for monitor in &monitors[..if ground.rival { 2 } else { 1 }] {
-        let mut running = monitor.start(&ground.guest("eci.mode=bench initcall_debug log_buf_len=1M"))?;
-        running.wait_for(INIT_OUTPUT)?;
-        println!("=== {monitor:?}\n{}", running.console());
-    }
+    let mut running = Monitor::Ours.start(&ground.guest("eci.mode=bench initcall_debug ignore_loglevel"))?;
+    running.wait_for(INIT_OUTPUT)?;
+    println!("{}", running.console());
     Ok(())
 }
 
