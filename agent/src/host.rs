@@ -37,7 +37,8 @@ use crate::{
     logs,
     network::Network,
     parts::{HostParts, now_ms},
-    sandbox::{client::Deadlines, exec, shim::ShimProgram},
+    random,
+    sandbox::{client::Deadlines, exec, shim::ShimProgram, templates::Templates},
     scratch::ScratchDisks,
     store::{ContainerRecord, Record, Store},
 };
@@ -86,8 +87,10 @@ impl Host {
                 request: Duration::from_secs(config.sandbox.request_timeout_seconds),
             },
         };
+        let templates = Templates::open(&config, shim.clone(), scratch.clone())?;
         let parts = Arc::new(HostParts {
             config,
+            templates,
             store,
             network,
             images,
@@ -254,31 +257,6 @@ fn make_private_dir(dir: &std::path::Path) -> Result<()> {
         })
 }
 
-/// A fresh id: `eci-` and 20 random lower-case letters and digits.
-fn new_group_id() -> Result<GroupId> {
-    let text = format!("eci-{}", random_text(20)?);
-    GroupId::parse(&text).ok_or_else(|| Error::new(ErrorKind::Internal, format!("made a bad id {text}")))
-}
-
-/// Random lower-case letters and digits from the kernel.
-fn random_text(length: usize) -> Result<String> {
-    const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-    let mut text = String::with_capacity(length);
-    while text.len() < length {
-        let mut bytes = [0_u8; 64];
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|error| {
-            Error::with_source(ErrorKind::Internal, "get random bytes", io::Error::from(error))
-        })?;
-        // 252 is the largest multiple of 36 in a byte: above it some letters would be likelier.
-        let fair = bytes.iter().filter(|byte| **byte < 252);
-        text.extend(
-            fair.map(|byte| char::from(ALPHABET[usize::from(byte % 36)]))
-                .take(length - text.len()),
-        );
-    }
-    Ok(text)
-}
-
 /// Where a container is in its group: by name, or the first.
 fn container_index(group: &Group, name: Option<&str>) -> Result<usize> {
     let Some(name) = name.filter(|name| !name.is_empty()) else {
@@ -332,7 +310,7 @@ impl Engine for Host {
             sandbox_running: false,
             containers: vec![ContainerRecord::default(); spec.containers.len()],
             group: Group {
-                id: new_group_id()?,
+                id: random::group_id()?,
                 status: GroupStatus {
                     ip: ip.map(|ip| ip.to_string()),
                     ..GroupStatus::new(&spec, now)
@@ -414,7 +392,7 @@ impl Engine for Host {
             ));
         };
         let bundle = self.parts.bundle(id);
-        let exec_id = random_text(16)?;
+        let exec_id = random::text(16)?;
         exec::exec(connection.clone(), &bundle, container_id, exec_id, &request).await
     }
 
@@ -528,16 +506,5 @@ fn state_text(state: &ContainerState) -> String {
         ContainerState::Terminated {
             exit_code, reason, ..
         } => format!("it ended with {exit_code} ({reason})"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_valid_and_differ() {
-        let (a, b) = (new_group_id().unwrap(), new_group_id().unwrap());
-        assert_ne!(a, b);
     }
 }

@@ -16,6 +16,7 @@ pub mod image;
 pub mod logs;
 pub mod network;
 pub mod parts;
+pub mod random;
 pub mod sandbox;
 pub mod scratch;
 pub mod store;

@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     group::{images::Images, status::GroupId},
     network::Network,
-    sandbox::{bundle::Bundle, shim::ShimProgram},
+    sandbox::{bundle::Bundle, shim::ShimProgram, templates::Templates},
     scratch::ScratchDisks,
     store::Store,
 };
@@ -28,6 +28,8 @@ pub struct HostParts {
     pub images: Arc<dyn Images>,
     /// The shim.
     pub shim: ShimProgram,
+    /// Guests to go on from instead of booting.
+    pub templates: Templates,
     /// Scratch disks.
     pub scratch: ScratchDisks,
     /// cgroups.

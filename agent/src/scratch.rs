@@ -19,7 +19,7 @@ use crate::{
 const GIB: u64 = 1 << 30;
 
 /// The folder of scratch disks. Calls block.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ScratchDisks {
     dir: PathBuf,
     template: PathBuf,

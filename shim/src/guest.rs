@@ -26,6 +26,8 @@ const MAX_PIDS: usize = 32_768;
 const MAX_EVENTS: usize = 64;
 /// Longest text of the guest in an error message.
 const MAX_MESSAGE_CHARS: usize = 1000;
+/// Longest id in the guest's answer: a UUID.
+const MAX_ID_CHARS: usize = 36;
 /// Random bytes given to the guest.
 const ENTROPY_BYTES: usize = 64;
 
@@ -102,6 +104,33 @@ pub struct Identity {
     pub host_aliases: Vec<(String, Vec<String>)>,
     /// Sysctls.
     pub sysctls: std::collections::HashMap<String, String>,
+    /// 32 hex digits; empty: the guest draws one.
+    pub machine_id: String,
+}
+
+/// How the VM came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// It was booted, with all its CPUs online.
+    Booted,
+    /// It was restored from a template of a class: this many CPUs are the group's.
+    Template {
+        /// CPUs to bring online, the first included.
+        n_vcpus: u32,
+    },
+}
+
+/// What the guest answers once it has its identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configured {
+    /// Microseconds from the kernel's start to the init being ready, in the VM that was booted.
+    pub ready_us: u64,
+    /// `/etc/machine-id` of its containers.
+    pub machine_id: String,
+    /// Their `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Their `/run/eci/generation`.
+    pub generation: String,
 }
 
 /// The guest's network interface.
@@ -165,48 +194,70 @@ impl Guest {
         }
     }
 
-    /// Gives the guest its identity and the scratch partition of the read-write disk. Returns the microseconds from
-    /// kernel start to init ready.
+    /// Gives the guest its identity and the scratch partition of the read-write disk.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer; `DeadlineExceeded` when the VM is restored and its kernel saw no new VM
+    /// generation id.
+    pub async fn configure(&self, identity: Identity, scratch: &Slice, origin: Origin) -> Result<Configured> {
+        let mut request = identity_request(identity)?;
+        request.scratch = MessageField::some(slice_message("vdb", "ext4", scratch));
+        if let Origin::Template { n_vcpus } = origin {
+            (request.is_clone, request.n_vcpus) = (true, n_vcpus);
+        }
+        let context = context::with_duration(LONG_TIMEOUT);
+        let response = call(
+            "configure the guest",
+            self.client.configure_sandbox(context, &request),
+        )
+        .await?;
+        Ok(configured(response))
+    }
+
+    /// Stops all processes of all containers: the VM can be captured once this has returned.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer; `DeadlineExceeded` when a process does not stand still, and everything runs
+    /// on then.
+    pub async fn freeze(&self) -> Result<()> {
+        let context = context::with_duration(SHORT_TIMEOUT);
+        call(
+            "freeze the containers",
+            self.client.freeze(context, &api::Empty::new()),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Lets all processes run again.
     ///
     /// # Errors
     /// The guest refuses or does not answer.
-    pub async fn configure(&self, identity: Identity, scratch: &Slice) -> Result<u64> {
-        let interface = |interface: Interface| api::Interface {
-            name: "eth0".into(),
-            mac: interface.mac.to_vec(),
-            addresses: interface.addresses,
-            gateways: interface.gateways,
-            mtu: interface.mtu,
-            ..Default::default()
-        };
-        let alias = |(ip, hostnames)| api::HostAlias {
-            ip,
-            hostnames,
-            ..Default::default()
-        };
-        let request = api::ConfigureSandboxRequest {
-            hostname: identity.hostname,
-            interfaces: identity.interface.map(interface).into_iter().collect(),
-            dns: MessageField::some(api::Dns {
-                nameservers: identity.nameservers,
-                searches: identity.searches,
-                options: identity.options,
-                ..Default::default()
-            }),
-            host_aliases: identity.host_aliases.into_iter().map(alias).collect(),
-            wall_clock_ns: unix_nanos(SystemTime::now()),
-            entropy: entropy()?,
-            scratch: MessageField::some(slice_message("vdb", "ext4", scratch)),
-            sysctls: identity.sysctls,
-            ..Default::default()
-        };
-        let response = call(
-            "configure the guest",
-            self.client
-                .configure_sandbox(context::with_duration(LONG_TIMEOUT), &request),
+    pub async fn thaw(&self) -> Result<()> {
+        let context = context::with_duration(SHORT_TIMEOUT);
+        call(
+            "thaw the containers",
+            self.client.thaw(context, &api::Empty::new()),
         )
         .await?;
-        Ok(response.ready_us)
+        Ok(())
+    }
+
+    /// Gives the guest of a VM that was captured between [`Guest::freeze`] and [`Guest::thaw`] another identity. Streams
+    /// are to be connected anew afterwards, before it is thawed.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer; `DeadlineExceeded` when its kernel saw no new VM generation id.
+    pub async fn adopt_identity(&self, identity: Identity) -> Result<Configured> {
+        let mut request = identity_request(identity)?;
+        request.is_clone = true;
+        let context = context::with_duration(LONG_TIMEOUT);
+        let response = call(
+            "give the clone its identity",
+            self.client.adopt_identity(context, &request),
+        )
+        .await?;
+        Ok(configured(response))
     }
 
     /// Prepares a container on an image slice of the read-only disk.
@@ -420,6 +471,56 @@ impl Guest {
         call("shut the guest down", self.client.shutdown(context, &request))
             .await
             .map(drop)
+    }
+}
+
+/// The message both handshakes share; the clock is read and entropy drawn now.
+fn identity_request(identity: Identity) -> Result<api::ConfigureSandboxRequest> {
+    let interface = |interface: Interface| api::Interface {
+        name: "eth0".into(),
+        mac: interface.mac.to_vec(),
+        addresses: interface.addresses,
+        gateways: interface.gateways,
+        mtu: interface.mtu,
+        ..Default::default()
+    };
+    let alias = |(ip, hostnames)| api::HostAlias {
+        ip,
+        hostnames,
+        ..Default::default()
+    };
+    Ok(api::ConfigureSandboxRequest {
+        hostname: identity.hostname,
+        interfaces: identity.interface.map(interface).into_iter().collect(),
+        dns: MessageField::some(api::Dns {
+            nameservers: identity.nameservers,
+            searches: identity.searches,
+            options: identity.options,
+            ..Default::default()
+        }),
+        host_aliases: identity.host_aliases.into_iter().map(alias).collect(),
+        entropy: entropy()?,
+        sysctls: identity.sysctls,
+        machine_id: identity.machine_id,
+        // Last: it ages.
+        wall_clock_ns: unix_nanos(SystemTime::now()),
+        ..Default::default()
+    })
+}
+
+/// Ids are bounded: what a guest says goes to logs.
+fn configured(response: api::ConfigureSandboxResponse) -> Configured {
+    let bounded = |text: String| {
+        text.chars()
+            .filter(|c| c.is_ascii_hexdigit() || *c == '-')
+            .take(MAX_ID_CHARS)
+            .collect()
+    };
+    Configured {
+        ready_us: response.ready_us,
+        machine_id: bounded(response.machine_id),
+        boot_id: bounded(response.boot_id),
+        generation: bounded(response.generation),
     }
 }
 

@@ -120,6 +120,7 @@ impl VmExit {
             Self::Reported(ExitReason::Killed) => "killed",
             Self::Reported(ExitReason::KvmError { .. }) => "kvm_error",
             Self::Reported(ExitReason::StartFailed { .. }) => "start_failed",
+            Self::Reported(ExitReason::SnapshotRefused { .. }) => "snapshot_refused",
             Self::Crashed { .. } => "vmm_crash",
         }
     }
@@ -128,9 +129,8 @@ impl VmExit {
     pub fn message(&self) -> String {
         let text = match self {
             Self::Reported(ExitReason::KvmError { vcpu, message }) => format!("vCPU {vcpu}: {message}"),
-            Self::Reported(ExitReason::StartFailed { message }) | Self::Crashed { message } => {
-                message.clone()
-            }
+            Self::Reported(ExitReason::StartFailed { message } | ExitReason::SnapshotRefused { message })
+            | Self::Crashed { message } => message.clone(),
             Self::Reported(_) => String::new(),
         };
         text.chars()
@@ -328,6 +328,16 @@ impl VmmClient {
             &[],
         )
         .await
+    }
+
+    /// Stops the guest and writes a snapshot of it. It stays stopped.
+    ///
+    /// # Errors
+    /// The VMM refuses, or does not answer in time.
+    pub async fn capture(&self, state: OwnedFd, memory: OwnedFd) -> Result<()> {
+        self.request(|id| Command::Pause { id }, &[]).await?;
+        self.request(|id| Command::Snapshot { id }, &[state, memory])
+            .await
     }
 
     async fn request(&self, command: impl FnOnce(u64) -> Command, fds: &[OwnedFd]) -> Result<()> {

@@ -36,7 +36,14 @@ fn sources(crate_dir: &str) -> Vec<PathBuf> {
 
 fn metadata() -> serde_json::Value {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version=1", "--locked", "--offline"])
+        .args([
+            "metadata",
+            "--format-version=1",
+            "--locked",
+            "--offline",
+            "--filter-platform",
+            "x86_64-unknown-linux-gnu",
+        ])
         .current_dir(root())
         .output()
         .expect("cargo metadata runs");
@@ -128,7 +135,7 @@ const VMM_LAYERS: &[&[&str]] = &[
     &["arch"],
     &["vcpu"],
     &["vm"],
-    &["resources"],
+    &["resources", "snapshot"],
     &["reporter"],
     &["builder"],
     &["event_loop"],

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use vmm::config::{Extent, VmConfig};
+use vmm::config::{Extent, Origin, VmConfig};
 use vmm::control::{self, Command, ControlError, Event, ExitReason};
 
 const USAGE: &str = "usage: boot --kernel VMLINUX --initrd FILE [OPTION...]
@@ -21,7 +21,10 @@ const USAGE: &str = "usage: boot --kernel VMLINUX --initrd FILE [OPTION...]
   --read-write FILE    the same for vdb
   --time-limit SECONDS kill the guest after so long (60)
   --stats              print the counters when the time is up, before the kill
-  --until-output       kill the guest after its first byte of console output, and tell when that was";
+  --until-output       kill the guest after its first byte of console output, and tell when that was
+  --possible N         vCPUs the guest knows of (as many as --vcpus)
+  --save DIR           once the guest connects to a host port, write a snapshot there and kill it
+  --from DIR           go on from that snapshot instead of booting; connects to guest port 1024 and kills it";
 
 struct Options {
     kernel: PathBuf,
@@ -33,6 +36,8 @@ struct Options {
     time_limit: Duration,
     stats: bool,
     until_output: bool,
+    save: Option<PathBuf>,
+    from: Option<PathBuf>,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -60,7 +65,9 @@ fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Options, Failure> 
         initrd: PathBuf::new(),
         vmm: vmm.unwrap_or_default(),
         config: VmConfig {
+            origin: Origin::Boot,
             n_vcpus: 1,
+            n_possible_vcpus: 1,
             memory_mib: 256,
             kernel_args: String::new(),
             cid: 3,
@@ -74,6 +81,8 @@ fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Options, Failure> 
         time_limit: Duration::from_secs(60),
         stats: false,
         until_output: false,
+        save: None,
+        from: None,
     };
     while let Some(word) = words.next() {
         let name = word.to_string_lossy().into_owned();
@@ -90,7 +99,17 @@ fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Options, Failure> 
                     "--kernel" => options.kernel = value.into(),
                     "--initrd" => options.initrd = value.into(),
                     "--vmm" => options.vmm = value.into(),
-                    "--vcpus" => options.config.n_vcpus = text.parse()?,
+                    "--vcpus" => {
+                        options.config.n_vcpus = text.parse()?;
+                        options.config.n_possible_vcpus =
+                            options.config.n_possible_vcpus.max(options.config.n_vcpus);
+                    }
+                    "--possible" => options.config.n_possible_vcpus = text.parse()?,
+                    "--save" => options.save = Some(value.into()),
+                    "--from" => {
+                        options.from = Some(value.into());
+                        options.config.origin = Origin::Snapshot;
+                    }
                     "--memory" => options.config.memory_mib = text.parse()?,
                     "--args" => options.config.kernel_args = text,
                     "--read-only" => options.read_only.push(value.into()),
@@ -126,10 +145,14 @@ fn extents(paths: &[PathBuf], write: bool, fds: &mut Vec<File>) -> Result<Vec<Ex
 
 fn boot(mut options: Options) -> Result<ExitReason, Failure> {
     let (console_read, console_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let [first, second] = match &options.from {
+        None => [options.kernel.clone(), options.initrd.clone()],
+        Some(dir) => [dir.join("state"), dir.join("memory")],
+    };
     let mut fds = vec![
         open("/dev/kvm".as_ref(), true)?,
-        open(&options.kernel, false)?,
-        open(&options.initrd, false)?,
+        open(&first, false)?,
+        open(&second, false)?,
         File::from(console_write),
     ];
     options.config.read_only_extents = extents(&options.read_only, false, &mut fds)?;
@@ -183,8 +206,26 @@ fn boot(mut options: Options) -> Result<ExitReason, Failure> {
         match owner.recv() {
             Ok((event, _fds)) => {
                 tell(&event);
-                if let Event::Exited(reason) = event {
-                    break reason;
+                match event {
+                    Event::Exited(reason) => break reason,
+                    Event::GuestConnected { .. } if options.save.is_some() => {
+                        owner.send(&Command::Pause { id: 1 }, &[])?;
+                    }
+                    Event::Done { id: 1 } => {
+                        let dir = options.save.clone().unwrap_or_default();
+                        let files = [
+                            File::create(dir.join("state"))?,
+                            File::create(dir.join("memory"))?,
+                        ];
+                        let fds = [files[0].as_fd(), files[1].as_fd()];
+                        owner.send(&Command::Snapshot { id: 2 }, &fds)?;
+                    }
+                    Event::Started if options.from.is_some() => {
+                        let (_ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+                        owner.send(&Command::Connect { id: 3, port: 1024 }, &[theirs.as_fd()])?;
+                    }
+                    Event::Done { .. } | Event::Failed { .. } => owner.send(&Command::Kill, &[])?,
+                    _ => {}
                 }
             }
             Err(ControlError::Closed) => return Err("eci-vmm ended without a word".into()),

@@ -16,11 +16,16 @@ pub const EXTENT_ALIGN_BYTES: u64 = 4096;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
-    /// vCPUs running from the start, 1 to [`MAX_VCPUS`].
+    /// Where the guest comes from.
+    pub origin: Origin,
+    /// vCPUs that exist from the start, 1 to `n_possible_vcpus`.
     pub n_vcpus: u32,
+    /// vCPUs that the guest knows of, up to [`MAX_VCPUS`]. Those that do not exist from the start stay offline; a VM that is
+    /// restored from this one's snapshot may have them.
+    pub n_possible_vcpus: u32,
     /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// Kernel command line, without what the VMM itself adds (console, memory, devices).
+    /// Kernel command line, without what the VMM itself adds (console, memory, devices). Not looked at by a restored guest.
     pub kernel_args: String,
     /// Guest vsock context id, at least 3.
     pub cid: u32,
@@ -32,6 +37,16 @@ pub struct VmConfig {
     pub read_write_extents: Vec<Extent>,
     /// Block I/O through io_uring where the kernel has it; `false` forces the synchronous engine.
     pub io_uring: bool,
+}
+
+/// Where a guest comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The kernel is booted.
+    Boot,
+    /// The guest goes on where a snapshot was taken. It finds another VM generation id there.
+    Snapshot,
 }
 
 /// The virtio-net device.
@@ -75,10 +90,14 @@ pub struct Extent {
 pub enum FdRole {
     /// `/dev/kvm`.
     Kvm,
-    /// The kernel, an uncompressed ELF `vmlinux` with a PVH note.
+    /// The kernel, an uncompressed ELF `vmlinux` with a PVH note; present when the guest boots.
     Kernel,
-    /// The initramfs.
+    /// The initramfs; present when the guest boots.
     Initrd,
+    /// The state in a snapshot; present when the guest is restored.
+    SnapshotState,
+    /// The memory in a snapshot; present when the guest is restored.
+    SnapshotMemory,
     /// Where the guest's serial console is written (append).
     Console,
     /// The tap, opened with `IFF_NO_PI | IFF_VNET_HDR`; present when `net` is.
@@ -92,9 +111,16 @@ pub enum FdRole {
 /// Why a [`VmConfig`] is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
-    /// vCPU count out of range.
-    #[error("n_vcpus is {0}: give 1 to {MAX_VCPUS}")]
-    Vcpus(u32),
+    /// vCPU counts out of range.
+    #[error(
+        "n_vcpus is {n_vcpus} of {n_possible}: give 1 or more, at most n_possible_vcpus, and that at most {MAX_VCPUS}"
+    )]
+    Vcpus {
+        /// `n_vcpus`.
+        n_vcpus: u32,
+        /// `n_possible_vcpus`.
+        n_possible: u32,
+    },
     /// Too little memory to boot.
     #[error("memory_mib is {0}: give at least {MIN_MEMORY_MIB}")]
     Memory(u64),
@@ -150,8 +176,13 @@ impl VmConfig {
     /// # Errors
     /// The first [`ConfigError`] found.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if !(1..=MAX_VCPUS).contains(&self.n_vcpus) {
-            return Err(ConfigError::Vcpus(self.n_vcpus));
+        if !(1..=self.n_possible_vcpus.min(MAX_VCPUS)).contains(&self.n_vcpus)
+            || self.n_possible_vcpus > MAX_VCPUS
+        {
+            return Err(ConfigError::Vcpus {
+                n_vcpus: self.n_vcpus,
+                n_possible: self.n_possible_vcpus,
+            });
         }
         if self.memory_mib < MIN_MEMORY_MIB {
             return Err(ConfigError::Memory(self.memory_mib));

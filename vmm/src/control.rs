@@ -73,13 +73,19 @@ pub enum Command {
         /// Guest vsock port.
         port: u32,
     },
-    /// Stops all vCPUs at an instruction boundary.
+    /// Stops all vCPUs at an instruction boundary, and all devices between two requests.
     Pause {
         /// The owner's request id.
         id: u64,
     },
     /// Lets them run again.
     Resume {
+        /// The owner's request id.
+        id: u64,
+    },
+    /// Writes a snapshot of the paused VM into the two passed descriptors, empty regular files: first the state, then the
+    /// memory. The VM stays paused.
+    Snapshot {
         /// The owner's request id.
         id: u64,
     },
@@ -144,6 +150,12 @@ pub enum ExitReason {
         /// The vCPU.
         vcpu: u32,
         /// KVM's exit reason, suberror and registers.
+        message: String,
+    },
+    /// The VM was never started because its snapshot does not fit this program, this host or the configuration: it can be
+    /// booted instead.
+    SnapshotRefused {
+        /// Why.
         message: String,
     },
     /// The VM was never started: bad configuration, missing descriptor, or a host error.

@@ -65,7 +65,14 @@ fn start(reporter: &Arc<Reporter>, end: &Arc<EndSignal>) -> Result<Machine, Exit
     match reporter.owner().recv() {
         Ok((Command::Start(config), fds)) => {
             let resources = Resources::assign(&config, fds).map_err(|error| start_failed(&error))?;
-            builder::build(&config, resources, end, reporter).map_err(|error| start_failed(&error))
+            builder::build(&config, resources, end, reporter).map_err(|error| {
+                let message = chain(&error);
+                if error.refuses_snapshot() {
+                    ExitReason::SnapshotRefused { message }
+                } else {
+                    ExitReason::StartFailed { message }
+                }
+            })
         }
         Ok((Command::Kill, _)) | Err(ControlError::Closed) => Err(ExitReason::Killed),
         Ok((command, _)) => Err(ExitReason::StartFailed {
@@ -93,12 +100,20 @@ fn carry_out(command: Command, fds: Vec<OwnedFd>, machine: &Machine, reporter: &
     let answer = match command {
         // After a second Start the owner is confused; it wanted an end of this VM at least.
         Command::Kill | Command::Start(_) => return false,
-        Command::Pause { id } if vm.pause() => Event::Done { id },
+        Command::Pause { id } if machine.pause() => Event::Done { id },
         Command::Pause { id } => failed(id, "A vCPU did not leave the guest in time"),
         Command::Resume { id } => {
-            vm.resume();
+            machine.resume();
             Event::Done { id }
         }
+        Command::Snapshot { id } => match <[OwnedFd; 2]>::try_from(fds) {
+            Ok(_) if !vm.is_paused() => failed(id, "A snapshot is taken of a paused VM: send Pause first"),
+            Ok([state, memory]) => answer(id, builder::save(machine, state.into(), memory.into())),
+            Err(_) => failed(
+                id,
+                "Snapshot needs two descriptors: files for the state and for the memory",
+            ),
+        },
         Command::Stats { id } => Event::Stats {
             id,
             counters: vm.stats(),

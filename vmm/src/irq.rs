@@ -65,8 +65,18 @@ impl Interrupt {
     pub fn trigger(&self, cause: InterruptCause) {
         // The driver reads the status after the interrupt: set first.
         self.status.fetch_or(cause as u32, Ordering::SeqCst);
+        self.raise_line();
+    }
+
+    /// Interrupts the guest and leaves the status alone.
+    pub fn raise_line(&self) {
         // It can only fail with EAGAIN when the counter is at its end, and then the interrupt is pending anyway.
         let _ = self.line.write(1);
+    }
+
+    /// Puts the status back to what it was in a snapshot.
+    pub fn set_status(&self, bits: u32) {
+        self.status.store(bits, Ordering::SeqCst);
     }
 
     /// `InterruptStatus` as the driver reads it.

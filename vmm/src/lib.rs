@@ -15,6 +15,7 @@ pub mod memory;
 pub mod rate_limiter;
 pub mod reporter;
 pub mod resources;
+pub mod snapshot;
 pub mod sys;
 pub mod vcpu;
 pub mod vm;

@@ -3,17 +3,15 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use crate::config::{FdRole, VmConfig};
+use crate::config::{FdRole, Origin, VmConfig};
 
 /// Everything from outside that a VM uses. It opens nothing itself.
 #[derive(Debug)]
 pub struct Resources {
     /// `/dev/kvm`.
     pub kvm: OwnedFd,
-    /// The kernel.
-    pub kernel: File,
-    /// The initramfs.
-    pub initrd: File,
+    /// What the guest begins with.
+    pub origin: OriginFiles,
     /// Where the serial console is written.
     pub console: File,
     /// The tap, when the VM has a network device.
@@ -24,6 +22,25 @@ pub struct Resources {
     pub read_only: Vec<OwnedFd>,
     /// One per extent of the read-write disk.
     pub read_write: Vec<OwnedFd>,
+}
+
+/// What a guest begins with.
+#[derive(Debug)]
+pub enum OriginFiles {
+    /// It boots.
+    Boot {
+        /// The kernel.
+        kernel: File,
+        /// The initramfs.
+        initrd: File,
+    },
+    /// It is restored.
+    Snapshot {
+        /// Everything but memory.
+        state: File,
+        /// Memory.
+        memory: File,
+    },
 }
 
 /// The descriptors do not fit the configuration.
@@ -59,8 +76,16 @@ impl Resources {
         let vhost = config.net.as_ref().is_some_and(|net| net.vhost);
         let resources = Self {
             kvm: next(FdRole::Kvm)?,
-            kernel: next(FdRole::Kernel)?.into(),
-            initrd: next(FdRole::Initrd)?.into(),
+            origin: match config.origin {
+                Origin::Boot => OriginFiles::Boot {
+                    kernel: next(FdRole::Kernel)?.into(),
+                    initrd: next(FdRole::Initrd)?.into(),
+                },
+                Origin::Snapshot => OriginFiles::Snapshot {
+                    state: next(FdRole::SnapshotState)?.into(),
+                    memory: next(FdRole::SnapshotMemory)?.into(),
+                },
+            },
             console: next(FdRole::Console)?.into(),
             tap: config.net.is_some().then(|| next(FdRole::Tap)).transpose()?,
             vhost_net: vhost.then(|| next(FdRole::VhostNet)).transpose()?,
@@ -102,7 +127,9 @@ mod tests {
             length_bytes: 4096,
         };
         VmConfig {
+            origin: Origin::Boot,
             n_vcpus: 1,
+            n_possible_vcpus: 1,
             memory_mib: 64,
             kernel_args: String::new(),
             cid: 3,

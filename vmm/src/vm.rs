@@ -17,8 +17,8 @@ pub type StatsSource = Box<dyn Fn(&mut BTreeMap<String, u64>) + Send>;
 
 /// A VM whose vCPUs run.
 pub struct Vm {
-    /// Kept open: the guest ends when its last descriptor is closed.
-    pub(crate) _kvm: kvm::Vm,
+    /// The guest ends when its last descriptor is closed.
+    pub(crate) kvm: kvm::Vm,
     pub(crate) memory: GuestMemory,
     pub(crate) vcpus: Vcpus,
     pub(crate) shared: Arc<Shared>,
@@ -42,6 +42,12 @@ impl Vm {
     #[must_use]
     pub fn pause(&self) -> bool {
         self.vcpus.pause(PAUSE_DEADLINE)
+    }
+
+    /// The vCPUs are stopped, or about to stop.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.shared.gate.is_closed()
     }
 
     /// Lets the vCPUs run.

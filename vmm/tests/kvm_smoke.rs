@@ -2,94 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod machine;
 mod stub_guest;
 
-use std::fs::File;
-use std::io::{Read, Seek};
-use std::os::fd::AsFd;
-use std::process::{Child, Command as Process};
+use std::process::Command as Process;
 
+use machine::{Machine, config};
 use stub_guest::Code;
 use vmm::config::VmConfig;
-use vmm::control::{self, Command, Event, ExitReason, OwnerSocket};
-
-/// An eci-vmm with a stub guest.
-struct Machine {
-    owner: OwnerSocket,
-    console: File,
-    process: Child,
-}
-
-fn config() -> VmConfig {
-    VmConfig {
-        n_vcpus: 1,
-        memory_mib: 64,
-        kernel_args: String::new(),
-        cid: 3,
-        net: None,
-        read_only_extents: Vec::new(),
-        read_write_extents: Vec::new(),
-        io_uring: true,
-    }
-}
-
-fn open_kvm() -> File {
-    // Some machines have a /dev/kvm that opens but cannot run a guest.
-    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap();
-    assert!(
-        processor
-            .split_whitespace()
-            .any(|flag| flag == "svm" || flag == "vmx"),
-        "this processor shows neither vmx nor svm. This test runs a guest: run it where KVM works, with \
-         `make nested-test ARGS='-p vmm --test kvm_smoke'`"
-    );
-    File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .unwrap_or_else(|error| {
-            panic!(
-                "cannot open /dev/kvm: {error}. This test runs a guest: run it where KVM works, \
-             with `make nested CMD='...'`"
-            )
-        })
-}
-
-impl Machine {
-    fn start(code: Code, config: VmConfig) -> Self {
-        let (owner, socket) = control::pair().unwrap();
-        let mut command = Process::new(env!("CARGO_BIN_EXE_eci-vmm"));
-        vmm::sys::inherited::pass_control_fd(&mut command, socket);
-        let process = command.spawn().unwrap();
-        let (kvm, kernel, initrd) = (open_kvm(), code.into_kernel(), tempfile::tempfile().unwrap());
-        let console = tempfile::tempfile().unwrap();
-        let fds = [kvm.as_fd(), kernel.as_fd(), initrd.as_fd(), console.as_fd()];
-        owner.send(&Command::Start(Box::new(config)), &fds).unwrap();
-        Self {
-            owner,
-            console,
-            process,
-        }
-    }
-
-    fn event(&self) -> Event {
-        self.owner.recv().unwrap().0
-    }
-
-    /// Waits for the end of the process; the last event and all console output.
-    fn end(mut self) -> (ExitReason, String) {
-        let reason = match self.event() {
-            Event::Exited(reason) => reason,
-            other => panic!("{other:?} instead of the end"),
-        };
-        assert!(matches!(self.owner.recv(), Err(control::ControlError::Closed)));
-        self.process.wait().unwrap();
-        let mut text = String::new();
-        self.console.rewind().unwrap();
-        self.console.read_to_string(&mut text).unwrap();
-        (reason, text)
-    }
-}
+use vmm::control::{self, Command, Event, ExitReason};
 
 /// Runs a guest that ends by itself.
 fn run(code: Code) -> (ExitReason, String) {
@@ -190,7 +111,14 @@ fn pause_stops_the_guest_and_resume_lets_it_go_on() {
     for n_vcpus in [1, 3] {
         // Prints for ever: a jump back over the nine bytes of both instructions.
         let code = Code::default().out(0x3f8, b'.').raw(&[0xeb, 0xf7]);
-        let machine = Machine::start(code, VmConfig { n_vcpus, ..config() });
+        let machine = Machine::start(
+            code,
+            VmConfig {
+                n_vcpus,
+                n_possible_vcpus: n_vcpus,
+                ..config()
+            },
+        );
         assert_eq!(machine.event(), Event::Started);
         let length = || machine.console.metadata().unwrap().len();
         for id in 1..4 {
@@ -223,6 +151,7 @@ fn bad_configuration_and_missing_descriptors_are_told() {
         Code::default().spin(),
         VmConfig {
             n_vcpus: 65,
+            n_possible_vcpus: 65,
             ..config()
         },
     );

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use protocol::sandbox::{Dns, HostAlias, Network as NetworkOptions, SandboxOptions};
 
-use super::client::SandboxConnection;
+use super::{client::SandboxConnection, templates::Class};
 use crate::{
     capacity,
     error::{Error, ErrorKind, Result},
@@ -47,11 +47,35 @@ pub async fn put_together(
     };
     let shim = parts.shim.start(id.as_str(), &bundle);
     let (scratch, cgroup, attachment, connection) = tokio::try_join!(scratch, cgroup, attach, shim)?;
-    let options = options(parts, spec, &scratch, cgroup.as_deref(), attachment.as_ref());
+    let mut options = options(parts, spec, &scratch, cgroup.as_deref(), attachment.as_ref());
+    let class = Class::of(
+        options.n_vcpus,
+        options.memory_mib,
+        attachment.is_some(),
+        &parts.config.template,
+    );
+    let template = class.and_then(|class| Some((class, parts.templates.find(class)?)));
+    if let Some((_, template)) = &template {
+        options.template = Some(template.clone()).into();
+    }
     connection.start_sandbox(bundle.dir(), &options).await?;
+    if let Some((class, _)) = template {
+        check_template(Arc::clone(parts), class, connection.clone());
+    }
     let cpu_milli = spec.size.cpu_milli;
     blocking(parts, id, move |parts, id| parts.cgroups.limit_cpu(id, cpu_milli)).await?;
     Ok(connection)
+}
+
+/// Finds out, beside the group's own start, whether its template was of use.
+fn check_template(parts: Arc<HostParts>, class: Class, connection: SandboxConnection) {
+    tokio::spawn(async move {
+        if let Ok((_, info)) = connection.sandbox_status().await
+            && let Some(why) = info.get("template_refused")
+        {
+            parts.templates.refused(class, why);
+        }
+    });
 }
 
 async fn blocking<T: Send + 'static>(

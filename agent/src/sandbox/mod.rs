@@ -1,7 +1,8 @@
 //! The sandbox: one shim process and its microVM, behind the shim protocol (containerd's Task and Sandbox services).
 //!
-//! [`assembly`] puts a sandbox together and takes it apart, [`bundle`] is the directory of a sandbox, [`shim`] starts, finds and buries shim processes, [`client`] speaks to one,
-//! [`exec`] runs commands in its containers, [`oci`] writes what its containers are.
+//! [`assembly`] puts a sandbox together and takes it apart, [`templates`] keeps guests that sandboxes go on from instead of
+//! booting, [`bundle`] is the directory of a sandbox, [`shim`] starts, finds and buries shim processes, [`client`] speaks to
+//! one, [`exec`] runs commands in its containers, [`oci`] writes what its containers are.
 
 pub mod assembly;
 pub mod bundle;
@@ -9,3 +10,4 @@ pub mod client;
 pub mod exec;
 pub mod oci;
 pub mod shim;
+pub mod templates;

@@ -12,9 +12,11 @@ use tokio::{
     time::timeout,
 };
 
+use vmm::config::Origin;
+
 use super::{
     container::Container,
-    spec::SandboxSpec,
+    spec::{SandboxSpec, TemplateUse},
     state::{BadTransition, ProcessEvent, ProcessState, SandboxEvent, SandboxState},
     status::{KILLED_EXIT_STATUS, SandboxExit, SandboxStatus},
     steps::{self, HostConfig, RunningVm, StartError},
@@ -72,6 +74,8 @@ pub(super) fn spawn(
         vmm_pid: None,
         guest_ready_us: None,
         start_us: None,
+        start_kind: None,
+        template_refused: None,
         exit: None,
         shutdown: false,
     });
@@ -203,10 +207,40 @@ impl Driver {
         let (cancel, cancelled) = oneshot::channel();
         self.cancel_start = Some(cancel);
         let (bundle, host, begun) = (self.bundle.clone(), self.host.clone(), Instant::now());
+        if let TemplateUse::Capture { directory, .. } = &spec.template {
+            let directory = directory.clone();
+            return self.begin(async move {
+                let outcome = steps::capture(directory, spec, bundle, host, cancelled).await;
+                complete(move |driver| driver.captured(outcome, reply))
+            });
+        }
         self.begin(async move {
             let outcome = steps::start(spec, bundle, host, cancelled).await;
             complete(move |driver| driver.started(outcome, begun, reply))
         });
+    }
+
+    /// The VM became a template and is gone.
+    fn captured(&mut self, outcome: std::result::Result<(), StartError>, reply: Reply<()>) {
+        self.cancel_start = None;
+        let answer = match outcome {
+            Ok(()) => {
+                self.end("captured", String::new(), 0);
+                Ok(())
+            }
+            Err(failed) => Err(self.start_failed(failed)),
+        };
+        drop(reply.send(answer));
+    }
+
+    fn start_failed(&mut self, StartError { error, exit }: StartError) -> Error {
+        tracing::error!(error = error.chain(), "start failed");
+        let reason = match exit {
+            Some(VmExit::Reported(vmm::control::ExitReason::Killed)) | None => "start_failed",
+            Some(exit) => exit.name(),
+        };
+        self.end(reason, error.chain(), KILLED_EXIT_STATUS);
+        error
     }
 
     fn started(
@@ -218,13 +252,8 @@ impl Driver {
         self.cancel_start = None;
         let vm = match outcome {
             Ok(vm) => vm,
-            Err(StartError { error, exit }) => {
-                tracing::error!(error = error.chain(), "start failed");
-                let reason = match exit {
-                    Some(VmExit::Reported(vmm::control::ExitReason::Killed)) | None => "start_failed",
-                    Some(exit) => exit.name(),
-                };
-                self.end(reason, error.chain(), KILLED_EXIT_STATUS);
+            Err(failed) => {
+                let error = self.start_failed(failed);
                 return drop(reply.send(Err(error)));
             }
         };
@@ -235,6 +264,11 @@ impl Driver {
             status.vmm_pid = vm.vmm.pid();
             status.guest_ready_us = Some(vm.guest_ready_us);
             status.start_us = Some(start_us);
+            status.start_kind = Some(match vm.origin {
+                Origin::Boot => "boot",
+                Origin::Snapshot => "template",
+            });
+            status.template_refused.clone_from(&vm.template_refused);
         });
         tracing::info!(vmm_pid = ?vm.vmm.pid(), guest_ready_us = vm.guest_ready_us, start_us, "sandbox is ready");
         let client = vm.client();

@@ -38,6 +38,47 @@ pub struct SandboxSpec {
     pub cgroup_path: Option<PathBuf>,
     /// Added to the guest kernel's command line.
     pub kernel_args: String,
+    /// Whether a template is used, or made.
+    pub template: TemplateUse,
+}
+
+/// What a start has to do with templates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplateUse {
+    /// The guest boots.
+    None,
+    /// The guest goes on from the template in this directory.
+    From {
+        /// Holds [`STATE_FILE`] and [`MEMORY_FILE`].
+        directory: PathBuf,
+        /// vCPUs that the template's guest knows of.
+        n_possible_vcpus: u32,
+    },
+    /// The guest boots and becomes a template.
+    Capture {
+        /// Where its files are made.
+        directory: PathBuf,
+        /// vCPUs that it is to know of.
+        n_possible_vcpus: u32,
+    },
+}
+
+/// A template's state, beside its memory.
+pub const STATE_FILE: &str = "state";
+/// A template's memory.
+pub const MEMORY_FILE: &str = "memory";
+
+impl TemplateUse {
+    /// vCPUs that the guest is to know of, when `n_vcpus` are to run.
+    #[must_use]
+    pub fn n_possible_vcpus(&self, n_vcpus: u32) -> u32 {
+        match self {
+            Self::None => n_vcpus,
+            Self::From { n_possible_vcpus, .. } | Self::Capture { n_possible_vcpus, .. } => {
+                (*n_possible_vcpus).max(n_vcpus)
+            }
+        }
+    }
 }
 
 impl SandboxSpec {
@@ -70,6 +111,14 @@ impl SandboxSpec {
                     "options.{field} is {given}: give the absolute path of a file"
                 )));
             }
+        }
+        if let TemplateUse::From { directory, .. } | TemplateUse::Capture { directory, .. } = &self.template
+            && !(directory.is_absolute() && directory.is_dir())
+        {
+            let given = directory.display();
+            return Err(invalid(format!(
+                "options.template.directory or options.capture_directory is {given}: give the absolute path of a directory"
+            )));
         }
         if let Some(path) = &self.cgroup_path
             && !(path.is_absolute() && path.is_dir())

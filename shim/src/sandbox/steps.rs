@@ -10,13 +10,19 @@ use std::{
 };
 
 use tokio::{sync::oneshot, time::timeout};
-use vmm::config::{Extent, NetConfig, VmConfig};
+use vmm::{
+    config::{Extent, NetConfig, Origin, VmConfig},
+    control::ExitReason,
+};
 
-use super::spec::{ContainerSpec, ExecSpec, MAX_SPEC_BYTES, SandboxSpec, check_terminal};
+use super::spec::{
+    ContainerSpec, ExecSpec, MAX_SPEC_BYTES, MEMORY_FILE, STATE_FILE, SandboxSpec, TemplateUse,
+    check_terminal,
+};
 use crate::{
     console,
     error::{Error, ErrorKind, Result},
-    guest::{Guest, ProcessKey},
+    guest::{self, Guest, ProcessKey},
     persist::{Bundle, CONSOLE_FILE, LOG_FILE, ProcessId, VMM_PID_FILE},
     resource::{
         cgroup, network,
@@ -66,6 +72,10 @@ pub struct RunningVm {
     pub images: Arc<ImageDisk>,
     /// Microseconds from guest kernel start to init ready.
     pub guest_ready_us: u64,
+    /// How the guest came about.
+    pub origin: Origin,
+    /// Why the template that was given was not used.
+    pub template_refused: Option<String>,
 }
 
 impl RunningVm {
@@ -90,7 +100,8 @@ impl From<Error> for StartError {
     }
 }
 
-/// Starts the VMM and boots and configures the guest. When this returns an error, nothing is left.
+/// Starts the VMM and boots or restores the guest, and configures it. A template that is refused costs the time to find
+/// out. When this returns an error, nothing is left.
 ///
 /// # Errors
 /// [`StartError`], with the VM's reason and the guest's last words.
@@ -98,63 +109,193 @@ pub async fn start(
     spec: SandboxSpec,
     bundle: Bundle,
     host: HostConfig,
-    cancel: oneshot::Receiver<()>,
+    mut cancel: oneshot::Receiver<()>,
 ) -> std::result::Result<RunningVm, StartError> {
-    let (config, fds) = prepare(&spec, &bundle, &host)?;
-    let launched = (host.launcher)(&VmmSpec {
-        vmm_path: spec.vmm_path.clone(),
-        log_path: bundle.path(LOG_FILE),
-    })?;
-    let mut vmm = Vmm::supervise(launched)?;
-    let outcome = tokio::select! {
-        outcome = timeout(host.start_timeout, boot(&mut vmm, &spec, &bundle, config, fds)) => {
-            outcome.unwrap_or_else(|_| {
-                let seconds = host.start_timeout.as_secs();
-                Err(Error::new(ErrorKind::DeadlineExceeded, format!("the guest was not ready within {seconds} s")))
-            })
+    let mut template_refused = None;
+    if let TemplateUse::From { directory, .. } = &spec.template {
+        match Attempt::new(&spec, &bundle, &host, Origin::Snapshot, &mut cancel)
+            .run()
+            .await
+        {
+            Ok(vm) => return Ok(vm),
+            Err(StartError {
+                exit: Some(VmExit::Reported(ExitReason::SnapshotRefused { message })),
+                ..
+            }) => {
+                tracing::warn!(directory = %directory.display(), message, "the template is refused: booting instead");
+                template_refused = Some(message);
+            }
+            Err(error) => return Err(error),
         }
-        _ = cancel => Err(Error::new(ErrorKind::Unavailable, "the sandbox was stopped while it started")),
+    }
+    let mut vm = Attempt::new(&spec, &bundle, &host, Origin::Boot, &mut cancel)
+        .run()
+        .await?;
+    vm.template_refused = template_refused;
+    Ok(vm)
+}
+
+/// Boots a guest up to its readiness and captures it into the directory; its VM has ended then.
+///
+/// # Errors
+/// As [`start`]; the directory then holds no template.
+pub async fn capture(
+    directory: PathBuf,
+    spec: SandboxSpec,
+    bundle: Bundle,
+    host: HostConfig,
+    mut cancel: oneshot::Receiver<()>,
+) -> std::result::Result<(), StartError> {
+    let create = |name| {
+        let path = directory.join(name);
+        let file = OpenOptions::new()
+            .write(true)
+            .read(true)
+            .create_new(true)
+            .open(&path);
+        file.map(OwnedFd::from)
+            .map_err(|error| Error::io(format!("create {}", path.display()), error))
     };
-    match outcome {
-        Ok((guest, guest_ready_us)) => Ok(RunningVm {
+    let (state, memory) = (create(STATE_FILE)?, create(MEMORY_FILE)?);
+    let attempt = Attempt::new(&spec, &bundle, &host, Origin::Boot, &mut cancel);
+    let mut vmm = attempt
+        .ready_then(async |vmm, _| vmm.client().capture(state, memory).await)
+        .await?
+        .0;
+    vmm.kill();
+    vmm.client().exited().await;
+    bundle.remove(VMM_PID_FILE);
+    Ok(())
+}
+
+/// One try at a guest.
+struct Attempt<'a> {
+    spec: &'a SandboxSpec,
+    bundle: &'a Bundle,
+    host: &'a HostConfig,
+    origin: Origin,
+    cancel: &'a mut oneshot::Receiver<()>,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(
+        spec: &'a SandboxSpec,
+        bundle: &'a Bundle,
+        host: &'a HostConfig,
+        origin: Origin,
+        cancel: &'a mut oneshot::Receiver<()>,
+    ) -> Self {
+        Self {
+            spec,
+            bundle,
+            host,
+            origin,
+            cancel,
+        }
+    }
+
+    /// Up to a configured guest.
+    async fn run(self) -> std::result::Result<RunningVm, StartError> {
+        let (identity, origin) = (self.spec.identity.clone(), self.origin);
+        let n_vcpus = self.spec.n_vcpus;
+        let configure = async |vmm: &mut Vmm, scratch: Slice| {
+            let guest = Guest::new(vmm.client().connect(protocol::GUEST_API_PORT).await?);
+            let origin = match origin {
+                Origin::Boot => guest::Origin::Booted,
+                Origin::Snapshot => guest::Origin::Template { n_vcpus },
+            };
+            let configured = guest.configure(identity, &scratch, origin).await?;
+            Ok((guest, configured.ready_us))
+        };
+        let (vmm, (guest, guest_ready_us)) = self.ready_then(configure).await?;
+        Ok(RunningVm {
             vmm,
             guest,
             images: ImageDisk::new(),
             guest_ready_us,
-        }),
-        Err(error) => {
-            vmm.kill();
-            let exit = vmm.client().exited().await;
-            bundle.remove(VMM_PID_FILE);
-            let console = console::tail(&bundle.path(CONSOLE_FILE));
-            let said = if console.is_empty() {
-                "nothing".into()
-            } else {
-                format!("\n{console}")
-            };
-            let error = error.context(format!("start the VM (VMM: {exit}; guest console: {said})"));
-            Err(StartError {
-                error,
-                exit: Some(exit),
-            })
+            origin,
+            template_refused: None,
+        })
+    }
+
+    /// Starts the VMM, waits for a guest that is ready, and does `then` with it.
+    async fn ready_then<T>(
+        self,
+        then: impl AsyncFnOnce(&mut Vmm, Slice) -> Result<T>,
+    ) -> std::result::Result<(Vmm, T), StartError> {
+        let Self {
+            spec,
+            bundle,
+            host,
+            origin,
+            cancel,
+        } = self;
+        let (config, fds) = prepare(spec, bundle, host, origin)?;
+        let launched = (host.launcher)(&VmmSpec {
+            vmm_path: spec.vmm_path.clone(),
+            log_path: bundle.path(LOG_FILE),
+        })?;
+        let mut vmm = Vmm::supervise(launched)?;
+        let work = async {
+            let scratch = begin(&mut vmm, spec, bundle, config, fds).await?;
+            then(&mut vmm, scratch).await
+        };
+        let outcome = tokio::select! {
+            outcome = timeout(host.start_timeout, work) => {
+                outcome.unwrap_or_else(|_| {
+                    let seconds = host.start_timeout.as_secs();
+                    Err(Error::new(ErrorKind::DeadlineExceeded, format!("the guest was not ready within {seconds} s")))
+                })
+            }
+            _ = cancel => Err(Error::new(ErrorKind::Unavailable, "the sandbox was stopped while it started")),
+        };
+        match outcome {
+            Ok(done) => Ok((vmm, done)),
+            Err(error) => {
+                vmm.kill();
+                let exit = vmm.client().exited().await;
+                bundle.remove(VMM_PID_FILE);
+                let console = console::tail(&bundle.path(CONSOLE_FILE));
+                let said = if console.is_empty() {
+                    "nothing".into()
+                } else {
+                    format!("\n{console}")
+                };
+                let error = error.context(format!("start the VM (VMM: {exit}; guest console: {said})"));
+                Err(StartError {
+                    error,
+                    exit: Some(exit),
+                })
+            }
         }
     }
 }
 
 /// Opens everything the VMM gets. The order of descriptors is `vmm::config::FdRole`'s.
-fn prepare(spec: &SandboxSpec, bundle: &Bundle, host: &HostConfig) -> Result<(VmConfig, Vec<OwnedFd>)> {
+fn prepare(
+    spec: &SandboxSpec,
+    bundle: &Bundle,
+    host: &HostConfig,
+    origin: Origin,
+) -> Result<(VmConfig, Vec<OwnedFd>)> {
     let console_path = bundle.path(CONSOLE_FILE);
     let console = OpenOptions::new()
         .create(true)
         .append(true)
         .open(&console_path)
         .map_err(|error| Error::io(format!("open {}", console_path.display()), error))?;
-    let mut fds: Vec<OwnedFd> = vec![
-        open(&host.kvm_path, true)?.into(),
-        open(&spec.kernel_path, false)?.into(),
-        open(&spec.initrd_path, false)?.into(),
-        console.into(),
-    ];
+    let mut fds: Vec<OwnedFd> = vec![open(&host.kvm_path, true)?.into()];
+    match (&spec.template, origin) {
+        (TemplateUse::From { directory, .. }, Origin::Snapshot) => {
+            fds.push(open(&directory.join(STATE_FILE), false)?.into());
+            fds.push(open(&directory.join(MEMORY_FILE), false)?.into());
+        }
+        _ => {
+            fds.push(open(&spec.kernel_path, false)?.into());
+            fds.push(open(&spec.initrd_path, false)?.into());
+        }
+    }
+    fds.push(console.into());
     let net = match (&spec.tap, &spec.identity.interface) {
         (Some(name), Some(interface)) => {
             let tap = network::open(name)?;
@@ -176,8 +317,16 @@ fn prepare(spec: &SandboxSpec, bundle: &Bundle, host: &HostConfig) -> Result<(Vm
     let scratch = open(&spec.scratch_path, true)?;
     let place = scratch_slice(&spec.scratch_path, &scratch)?;
     fds.push(scratch.into());
+    // A guest that boots for itself has all its vCPUs; one that becomes a template has one, which every group needs.
+    let (n_vcpus, n_possible_vcpus) = match (&spec.template, origin) {
+        (TemplateUse::Capture { .. }, _) => (1, spec.template.n_possible_vcpus(spec.n_vcpus)),
+        (_, Origin::Snapshot) => (spec.n_vcpus, spec.template.n_possible_vcpus(spec.n_vcpus)),
+        (_, Origin::Boot) => (spec.n_vcpus, spec.n_vcpus),
+    };
     let config = VmConfig {
-        n_vcpus: spec.n_vcpus,
+        origin,
+        n_vcpus,
+        n_possible_vcpus,
         memory_mib: u64::from(spec.memory_mib),
         kernel_args: format!("{BASE_KERNEL_ARGS} {}", spec.kernel_args)
             .trim_end()
@@ -220,13 +369,14 @@ fn scratch_slice(path: &Path, file: &File) -> Result<Slice> {
     })
 }
 
-async fn boot(
+/// Gets the VM going, up to a guest whose init answers; the scratch slice that it has.
+async fn begin(
     vmm: &mut Vmm,
     spec: &SandboxSpec,
     bundle: &Bundle,
     config: VmConfig,
     fds: Vec<OwnedFd>,
-) -> Result<(Guest, u64)> {
+) -> Result<Slice> {
     if let Some(pid) = vmm.pid() {
         bundle.write_process(VMM_PID_FILE, ProcessId::of(pid)?)?;
         cgroup::expose(pid);
@@ -241,12 +391,13 @@ async fn boot(
         length_bytes: extent.length_bytes,
         files: Vec::new(),
     };
+    let boots = config.origin == Origin::Boot;
     vmm.start(config, &fds).await?;
     drop(fds);
-    vmm.guest_connection(protocol::READY_PORT).await?;
-    let guest = Guest::new(vmm.client().connect(protocol::GUEST_API_PORT).await?);
-    let guest_ready_us = guest.configure(spec.identity.clone(), &scratch).await?;
-    Ok((guest, guest_ready_us))
+    if boots {
+        vmm.guest_connection(protocol::READY_PORT).await?;
+    }
+    Ok(scratch)
 }
 
 /// Maps the image, prepares the container in the guest, connects its streams. When this returns an error, nothing is

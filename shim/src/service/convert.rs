@@ -16,7 +16,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     guest::{ContainerStats, Identity, Interface, SandboxStats},
     resource::network::parse_mac,
-    sandbox::spec::{ContainerSpec, ExecSpec, SandboxSpec},
+    sandbox::spec::{ContainerSpec, ExecSpec, SandboxSpec, TemplateUse},
     stdio::{Sink, StdioSpec},
 };
 
@@ -95,6 +95,7 @@ pub fn sandbox_spec(packed: Option<&Any>) -> Result<SandboxSpec> {
                 .map(|alias| (alias.ip, alias.hostnames))
                 .collect(),
             sysctls: given.sysctls,
+            machine_id: String::new(),
         },
         scratch_path: given.scratch_path.into(),
         kernel_path: given.kernel_path.into(),
@@ -102,7 +103,24 @@ pub fn sandbox_spec(packed: Option<&Any>) -> Result<SandboxSpec> {
         vmm_path: given.vmm_path.into(),
         cgroup_path: (!given.cgroup_path.is_empty()).then(|| given.cgroup_path.into()),
         kernel_args: given.kernel_args,
+        template: template_use(given.template.into_option(), given.capture_directory),
     })
+}
+
+fn template_use(template: Option<options::Template>, capture_directory: String) -> TemplateUse {
+    let template = template.unwrap_or_default();
+    let n_possible_vcpus = template.n_possible_vcpus;
+    match (template.directory, capture_directory) {
+        (_, directory) if !directory.is_empty() => TemplateUse::Capture {
+            directory: directory.into(),
+            n_possible_vcpus,
+        },
+        (directory, _) if !directory.is_empty() => TemplateUse::From {
+            directory: directory.into(),
+            n_possible_vcpus,
+        },
+        _ => TemplateUse::None,
+    }
 }
 
 /// A container to create.

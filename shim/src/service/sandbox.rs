@@ -66,6 +66,12 @@ fn info(status: &SandboxStatus, console: String) -> HashMap<String, String> {
             .into_iter()
             .filter_map(|(key, value)| Some((key.into(), value?.to_string()))),
     );
+    if let Some(kind) = status.start_kind {
+        info.insert("start_kind".into(), kind.into());
+    }
+    if let Some(why) = &status.template_refused {
+        info.insert("template_refused".into(), why.clone());
+    }
     if let Some(exit) = &status.exit {
         info.insert("exit_reason".into(), exit.reason.into());
         info.insert("exit_message".into(), exit.message.clone());

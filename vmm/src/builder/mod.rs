@@ -1,35 +1,37 @@
-//! The boot recipe, from a configuration and descriptors to a running VM, top to bottom.
+//! The recipes, from a configuration and descriptors to a running VM: [`build`] is the beginning and the end of both;
+//! between them a guest boots (`boot.rs`) or goes on from a snapshot (`restore.rs`), which `save.rs` has taken.
 
+mod boot;
 mod ports;
+mod restore;
+mod save;
 mod virtio;
 
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+pub use save::{SaveError, save};
 
-use crate::arch::{acpi, boot, cpuid, layout, regs};
-use crate::bus::RangeError;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::kvm_cpuid_entry2;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::{acpi, boot as arch_boot, cpuid, layout};
+use crate::bus::{Bus, RangeError};
 use crate::config::{ConfigError, SliceDisk, VmConfig};
 use crate::control::{Event, ExitReason};
+use crate::devices::legacy::{Console, ConsoleState};
 use crate::devices::virtio::block::{SliceError, SliceMap};
 use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::transport::{MmioTransport, RestoreError};
 use crate::devices::virtio::vsock::{Vsock, VsockHandle};
 use crate::kvm::{self, KvmError};
-use crate::memory::{self, MemoryError};
+use crate::memory::{GuestMemory, MemoryError};
 use crate::reporter::Reporter;
-use crate::resources::Resources;
+use crate::resources::{OriginFiles, Resources};
+use crate::snapshot::SnapshotError;
 use crate::vcpu::{ExitCounters, Shared, VcpuEnd, Vcpus};
-use crate::vm::{EndSignal, Vm};
-
-/// What every guest kernel is told, before what its owner adds.
-///
-/// - `loglevel=3`: a line on the serial console costs two VM exits per byte. Errors (level 3) are left out too, because
-///   every boot has one, that PCI is off.
-/// - `8250.nr_uarts=1`: Linux would probe three ports more.
-/// - `pci=off`: the kernel has PCI only because its ACPI needs it.
-/// - `tsc=reliable`: no watchdog beside the TSC, which KVM keeps in step.
-/// - `panic=-1`: a panic resets the machine at once, and the VM ends. (Told from a reset by the panic port.)
-const KERNEL_ARGS: &str = "console=ttyS0 8250.nr_uarts=1 loglevel=3 pci=off tsc=reliable panic=-1";
+use crate::vm::{EndSignal, StatsSource, Vm};
 
 /// Why a VM was not built.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +47,13 @@ pub enum BuildError {
     Memory(#[source] MemoryError),
     /// Kernel or initramfs.
     #[error("Failed to load the guest")]
-    Boot(#[source] boot::BootError),
+    Boot(#[source] arch_boot::BootError),
+    /// The snapshot does not fit; the guest could be booted instead.
+    #[error("The snapshot was refused")]
+    Snapshot(#[source] SnapshotError),
+    /// A device of the snapshot does not fit.
+    #[error("The snapshot was refused")]
+    Device(#[source] RestoreError),
     /// The ACPI tables.
     #[error("Failed to describe the machine to the guest")]
     Acpi(#[source] acpi::AcpiError),
@@ -81,6 +89,23 @@ pub enum BuildError {
     },
 }
 
+impl BuildError {
+    /// The snapshot is at fault: the guest could be booted.
+    #[must_use]
+    pub fn refuses_snapshot(&self) -> bool {
+        matches!(
+            self,
+            BuildError::Snapshot(_)
+                | BuildError::Device(_)
+                | BuildError::Memory(
+                    MemoryError::Image { .. }
+                        | MemoryError::ImageLength { .. }
+                        | MemoryError::ImageRange { .. }
+                )
+        )
+    }
+}
+
 /// For `map_err`: names what was asked of the operating system.
 fn host<E: Into<std::io::Error>>(operation: &'static str) -> impl FnOnce(E) -> BuildError {
     move |source| BuildError::Host {
@@ -100,6 +125,52 @@ pub struct Machine {
     pub read_write: SliceMap,
     /// The guest's sockets.
     pub vsock: VsockHandle,
+    /// What a snapshot needs to know besides.
+    saved: save::Sources,
+}
+
+impl Machine {
+    /// Stops the guest at an instruction boundary and the devices between two requests; `false` when a vCPU did not stop in
+    /// time, and then all run on.
+    #[must_use]
+    pub fn pause(&self) -> bool {
+        let paused = self.vm.pause();
+        if paused {
+            self.saved.for_each_transport(MmioTransport::pause);
+        }
+        paused
+    }
+
+    /// Lets both go on.
+    pub fn resume(&self) {
+        self.saved.for_each_transport(MmioTransport::resume);
+        self.vm.resume();
+    }
+}
+
+/// What both recipes begin with.
+struct Ground<'g> {
+    config: &'g VmConfig,
+    kvm_host: &'g kvm::Host,
+    end: &'g Arc<EndSignal>,
+    reporter: &'g Arc<Reporter>,
+}
+
+/// The descriptors that devices take.
+struct DeviceResources {
+    console: std::fs::File,
+    tap: Option<std::os::fd::OwnedFd>,
+    vhost_net: Option<std::os::fd::OwnedFd>,
+    read_only: Vec<std::os::fd::OwnedFd>,
+    read_write: Vec<std::os::fd::OwnedFd>,
+}
+
+/// A machine without vCPUs.
+struct Chassis {
+    kvm: kvm::Vm,
+    memory: GuestMemory,
+    devices: Devices,
+    cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 /// Builds the VM and starts its vCPUs. When it ends by itself, `end` is raised.
@@ -108,128 +179,193 @@ pub struct Machine {
 /// [`BuildError`]; nothing of the VM is left running.
 pub fn build(
     config: &VmConfig,
-    mut resources: Resources,
+    resources: Resources,
     end: &Arc<EndSignal>,
     reporter: &Arc<Reporter>,
 ) -> Result<Machine, BuildError> {
     config.validate().map_err(BuildError::Config)?;
-
-    let kvm_host = kvm::Host::new(resources.kvm).map_err(BuildError::Kvm)?;
-    let create_vm = || {
-        kvm_host
-            .create_vm(layout::KVM_IDENTITY_MAP, layout::KVM_TSS)
-            .map_err(BuildError::Kvm)
+    let Resources {
+        kvm,
+        origin,
+        console,
+        tap,
+        vhost_net,
+        read_only,
+        read_write,
+    } = resources;
+    let kvm_host = kvm::Host::new(kvm).map_err(BuildError::Kvm)?;
+    let ground = Ground {
+        config,
+        kvm_host: &kvm_host,
+        end,
+        reporter,
     };
-    let mut load_guest = || {
-        let memory =
-            memory::allocate(&layout::ram_ranges(config.memory_mib << 20)).map_err(BuildError::Memory)?;
-        let command_line = format!("{KERNEL_ARGS} {}", config.kernel_args);
-        let entry = boot::load(
-            &memory,
-            &mut resources.kernel,
-            &mut resources.initrd,
-            &command_line,
-        )
-        .map_err(BuildError::Boot)?;
-        Ok((memory, entry))
+    let for_devices = DeviceResources {
+        console,
+        tap,
+        vhost_net,
+        read_only,
+        read_write,
     };
-    // Creating a VM mostly waits for the host kernel, loading the guest mostly copies: both take about as long.
-    let (kvm, loaded) = std::thread::scope(|scope| {
-        let creating = scope.spawn(create_vm);
-        let loaded = load_guest();
-        (creating.join().expect("nothing in there panics"), loaded)
-    });
-    let kvm = kvm?;
-    let (memory, entry) = loaded?;
-    kvm.set_memory(&memory).map_err(BuildError::Kvm)?;
-
-    let mut slots = virtio::Slots::new(&kvm, &memory);
-    let pio = ports::build(resources.console, &kvm, end, &mut slots.stats)?;
-    let uring = config.io_uring;
-    let read_only = slots.add_disk(
-        SliceDisk::ReadOnly,
-        uring,
-        &config.read_only_extents,
-        resources.read_only,
-    )?;
-    let read_write = slots.add_disk(
-        SliceDisk::ReadWrite,
-        uring,
-        &config.read_write_extents,
-        resources.read_write,
-    )?;
-    if let (Some(net), Some(tap)) = (&config.net, resources.tap) {
-        let net = Net::new(net, tap, resources.vhost_net).map_err(BuildError::Net)?;
-        slots.add("network device", Box::new(net))?;
-    }
-    let reporter = Arc::clone(reporter);
-    let on_guest_connect = move |port, stream: UnixStream| {
-        reporter.report(Event::GuestConnected { port }, Some(stream.into()));
+    let (chassis, vcpus) = match origin {
+        OriginFiles::Boot { kernel, initrd } => ground.boot(kernel, initrd, for_devices)?,
+        OriginFiles::Snapshot { state, memory } => ground.restore(&state, &memory, for_devices)?,
     };
-    let (device, vsock) =
-        Vsock::new(config.cid, Box::new(on_guest_connect)).map_err(host("make the vsock device"))?;
-    slots.add("vsock device", Box::new(device))?;
-    slots.add("entropy device", Box::new(Rng::new()))?;
-    let virtio::Slots {
-        bus: mmio,
-        placed,
-        stats,
-        ..
-    } = slots;
-
-    let mut generation_id = [0; 16];
-    rustix::rand::getrandom(&mut generation_id, rustix::rand::GetRandomFlags::empty())
-        .map_err(host("make a VM generation id"))?;
-    acpi::write(&memory, config.n_vcpus, &placed, generation_id).map_err(BuildError::Acpi)?;
-
-    let vcpus = build_vcpus(config.n_vcpus, &kvm_host, &kvm, entry).map_err(BuildError::Kvm)?;
+    let Chassis {
+        kvm,
+        memory,
+        devices,
+        cpuid,
+    } = chassis;
     let shared = Arc::new(Shared {
-        pio,
-        mmio,
+        pio: devices.pio,
+        mmio: devices.mmio,
         gate: Arc::clone(end.gate()),
         counters: ExitCounters::default(),
     });
-    let on_end = on_vcpu_end(end);
-    let vcpus = Vcpus::start(vcpus, &shared, &on_end).map_err(host("start the vCPU threads"))?;
+    let vcpus = Vcpus::start(vcpus, &shared, &on_vcpu_end(end)).map_err(host("start the vCPU threads"))?;
     Ok(Machine {
         vm: Vm {
-            _kvm: kvm,
+            kvm,
             memory,
             vcpus,
             shared,
-            stats,
+            stats: devices.stats,
         },
-        read_only,
-        read_write,
-        vsock,
+        read_only: devices.read_only,
+        read_write: devices.read_write,
+        vsock: devices.vsock,
+        saved: save::Sources {
+            kvm_host,
+            config: config.clone(),
+            cpuid,
+            console: devices.console,
+            transports: devices.transports,
+        },
     })
 }
 
-/// All vCPUs, the first ready at the kernel's entry, the others waiting for it to start them.
-fn build_vcpus(
-    n_vcpus: u32,
-    kvm_host: &kvm::Host,
-    kvm: &kvm::Vm,
-    entry: vm_memory::GuestAddress,
-) -> Result<Vec<kvm::Vcpu>, KvmError> {
-    let vcpus = (0..n_vcpus)
-        .map(|id| kvm.create_vcpu(id))
-        .collect::<Result<Vec<_>, _>>()?;
-    let topology = cpuid::Topology {
-        n_vcpus,
-        tsc_deadline: kvm_host.has_tsc_deadline(),
-        tsc_khz: vcpus.first().map_or(0, kvm::Vcpu::tsc_khz),
-    };
-    let mut entries = cpuid::build(&kvm_host.supported_cpuid()?, topology);
-    for vcpu in &vcpus {
-        cpuid::set_vcpu(&mut entries, vcpu.id());
-        vcpu.set_cpuid(&entries)?;
-        vcpu.set_msrs(&regs::boot_msrs())?;
+/// All devices of a machine, on their buses.
+struct Devices {
+    pio: Bus,
+    mmio: Bus,
+    placed: Vec<acpi::VirtioMmio>,
+    transports: Vec<Arc<Mutex<MmioTransport>>>,
+    console: Arc<Mutex<Console>>,
+    /// Announces a new VM generation id when written to.
+    generation_event: EventFd,
+    stats: Vec<StatsSource>,
+    read_only: SliceMap,
+    read_write: SliceMap,
+    vsock: VsockHandle,
+}
+
+impl Ground<'_> {
+    /// Makes an empty KVM VM while this thread does something else: creating one mostly waits for the host kernel.
+    fn create_vm_beside<T>(
+        &self,
+        meanwhile: impl FnOnce() -> Result<T, BuildError>,
+    ) -> Result<(kvm::Vm, T), BuildError> {
+        let create_vm = || {
+            self.kvm_host
+                .create_vm(layout::KVM_IDENTITY_MAP, layout::KVM_TSS)
+                .map_err(BuildError::Kvm)
+        };
+        let (kvm, done) = std::thread::scope(|scope| {
+            let creating = scope.spawn(create_vm);
+            let done = meanwhile();
+            (creating.join().expect("nothing in there panics"), done)
+        });
+        Ok((kvm?, done?))
     }
-    if let Some(first) = vcpus.first() {
-        first.set_registers(&regs::boot_regs(entry, layout::START_INFO), regs::set_boot_sregs)?;
+
+    /// Makes the devices, in the fixed order of their slots. A snapshot's have `saved` as their console's state.
+    fn make_devices(
+        &self,
+        kvm: &kvm::Vm,
+        memory: &GuestMemory,
+        saved: Option<&ConsoleState>,
+        resources: DeviceResources,
+    ) -> Result<Devices, BuildError> {
+        let config = self.config;
+        let mut slots = virtio::Slots::new(kvm, memory);
+        let (pio, console) = ports::build(resources.console, saved, kvm, self.end, &mut slots.stats)?;
+        let uring = config.io_uring;
+        let read_only = slots.add_disk(
+            SliceDisk::ReadOnly,
+            uring,
+            &config.read_only_extents,
+            resources.read_only,
+        )?;
+        let read_write = slots.add_disk(
+            SliceDisk::ReadWrite,
+            uring,
+            &config.read_write_extents,
+            resources.read_write,
+        )?;
+        if let (Some(net), Some(tap)) = (&config.net, resources.tap) {
+            let net = Net::new(net, tap, resources.vhost_net).map_err(BuildError::Net)?;
+            slots.add("network device", Box::new(net))?;
+        }
+        let reporter = Arc::clone(self.reporter);
+        let on_guest_connect = move |port, stream: UnixStream| {
+            reporter.report(Event::GuestConnected { port }, Some(stream.into()));
+        };
+        let (device, vsock) =
+            Vsock::new(config.cid, Box::new(on_guest_connect)).map_err(host("make the vsock device"))?;
+        slots.add("vsock device", Box::new(device))?;
+        slots.add("entropy device", Box::new(Rng::new()))?;
+        let generation_event =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make the generation event"))?;
+        kvm.connect_interrupt(&generation_event, layout::EVENT_DEVICE_GSI)
+            .map_err(BuildError::Kvm)?;
+        let virtio::Slots {
+            bus: mmio,
+            placed,
+            transports,
+            stats,
+            ..
+        } = slots;
+        Ok(Devices {
+            pio,
+            mmio,
+            placed,
+            transports,
+            console,
+            generation_event,
+            stats,
+            read_only,
+            read_write,
+            vsock,
+        })
     }
-    Ok(vcpus)
+
+    /// vCPUs with their CPUID, as KVM makes them, and the CPUID of the first.
+    fn create_vcpus(&self, kvm: &kvm::Vm) -> Result<(Vec<kvm::Vcpu>, Vec<kvm_cpuid_entry2>), KvmError> {
+        let vcpus = (0..self.config.n_vcpus)
+            .map(|id| kvm.create_vcpu(id))
+            .collect::<Result<Vec<_>, _>>()?;
+        let topology = cpuid::Topology {
+            n_vcpus: self.config.n_possible_vcpus,
+            tsc_deadline: self.kvm_host.has_tsc_deadline(),
+            tsc_khz: vcpus.first().map_or(0, kvm::Vcpu::tsc_khz),
+        };
+        let mut entries = cpuid::build(&self.kvm_host.supported_cpuid()?, topology);
+        let of_first = entries.clone();
+        for vcpu in &vcpus {
+            cpuid::set_vcpu(&mut entries, vcpu.id());
+            vcpu.set_cpuid(&entries)?;
+        }
+        Ok((vcpus, of_first))
+    }
+}
+
+/// A new VM generation id (Microsoft, "Virtual Machine Generation ID").
+fn new_generation_id() -> Result<[u8; 16], BuildError> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+        .map_err(host("make a VM generation id"))?;
+    Ok(id)
 }
 
 fn on_vcpu_end(end: &Arc<EndSignal>) -> Arc<dyn Fn(u32, VcpuEnd) + Send + Sync> {

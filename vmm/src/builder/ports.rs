@@ -10,17 +10,19 @@ use super::{BuildError, host};
 use crate::arch::layout;
 use crate::bus::Bus;
 use crate::control::ExitReason;
-use crate::devices::legacy::{Console, ConsoleOutput, PanicPort, ResetPort, SleepPort};
+use crate::devices::legacy::{Console, ConsoleOutput, ConsoleState, PanicPort, ResetPort, SleepPort};
 use crate::kvm;
 use crate::vm::{EndSignal, StatsSource};
 
-/// The I/O ports: serial console, and the ways for the guest to end the machine.
+/// The I/O ports: serial console, and the ways for the guest to end the machine. `saved` is the console's state in a
+/// snapshot.
 pub(super) fn build(
     console: File,
+    saved: Option<&ConsoleState>,
     kvm: &kvm::Vm,
     end: &Arc<EndSignal>,
     stats: &mut Vec<StatsSource>,
-) -> Result<Bus, BuildError> {
+) -> Result<(Bus, Arc<Mutex<Console>>), BuildError> {
     let mut ports = Bus::new();
     let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make the serial interrupt"))?;
     kvm.connect_interrupt(&line, layout::SERIAL_GSI)
@@ -50,14 +52,19 @@ pub(super) fn build(
             .insert(port.into(), length, shared)
             .map_err(|source| BuildError::Place { device, source })
     };
+    let console = match saved {
+        None => Console::new(output, line),
+        Some(saved) => Console::restore(saved, output, line).map_err(host("raise the serial interrupt"))?,
+    };
+    let console = Arc::new(Mutex::new(console));
     place(
         "serial port",
         layout::SERIAL_PORT,
         8,
-        Arc::new(Mutex::new(Console::new(output, line))),
+        Arc::<Mutex<Console>>::clone(&console),
     )?;
     place("reset port", layout::RESET_PORT, 1, Arc::new(Mutex::new(reset)))?;
     place("panic port", layout::PANIC_PORT, 1, Arc::new(Mutex::new(panic)))?;
     place("sleep port", layout::SLEEP_PORT, 2, Arc::new(Mutex::new(sleep)))?;
-    Ok(ports)
+    Ok((ports, console))
 }

@@ -24,6 +24,7 @@ pub(super) struct Slots<'b> {
     pub(super) bus: Bus,
     pub(super) gsis: GsiAllocator,
     pub(super) placed: Vec<VirtioMmio>,
+    pub(super) transports: Vec<Arc<Mutex<MmioTransport>>>,
     pub(super) stats: Vec<StatsSource>,
 }
 
@@ -35,6 +36,7 @@ impl<'b> Slots<'b> {
             bus: Bus::new(),
             gsis: GsiAllocator::new(layout::FIRST_DEVICE_GSI, layout::LAST_DEVICE_GSI),
             placed: Vec::new(),
+            transports: Vec::new(),
             stats: Vec::new(),
         }
     }
@@ -65,9 +67,15 @@ impl<'b> Slots<'b> {
         self.stats.push(Box::new(move |into: &mut BTreeMap<String, u64>| {
             counters.collect(into);
         }));
+        let transport = Arc::new(Mutex::new(transport));
         self.bus
-            .insert(base, MMIO_REGION_BYTES, Arc::new(Mutex::new(transport)))
+            .insert(
+                base,
+                MMIO_REGION_BYTES,
+                Arc::<Mutex<MmioTransport>>::clone(&transport),
+            )
             .map_err(|source| BuildError::Place { device: name, source })?;
+        self.transports.push(transport);
         self.placed.push(VirtioMmio {
             base,
             length: MMIO_REGION_BYTES,

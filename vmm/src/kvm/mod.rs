@@ -1,9 +1,11 @@
 //! The only callers of KVM ioctls.
 #![allow(unsafe_code)]
 
+mod state;
 mod vcpu;
 mod vm;
 
+pub use state::{VcpuState, VmState};
 pub use vcpu::{ImmediateExit, Vcpu};
 pub use vm::{Host, Vm};
 

@@ -3,7 +3,7 @@
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::{KvmError, failed};
+use super::{KvmError, VcpuState, failed};
 
 /// A vCPU. It lives as long as the process.
 #[derive(Debug)]
@@ -109,6 +109,22 @@ impl Vcpu {
         set_sregs(&mut sregs);
         self.vcpu.set_sregs(&sregs).map_err(failed(operation()))?;
         self.vcpu.set_regs(regs).map_err(failed(operation()))
+    }
+
+    /// Its state, while it is not in the guest. `known_msrs` are those of [`super::Host::known_msrs`].
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn save(&self, known_msrs: &[u32]) -> Result<VcpuState, KvmError> {
+        VcpuState::save(self.vcpu, known_msrs)
+    }
+
+    /// Takes a saved state; before the first run, after CPUID.
+    ///
+    /// # Errors
+    /// [`KvmError`], naming the part that was refused.
+    pub fn restore(&self, state: &VcpuState) -> Result<(), KvmError> {
+        state.restore(self.vcpu, |msrs| self.set_msrs(msrs))
     }
 
     /// TSC frequency in kHz, 0 when unknown.

@@ -11,7 +11,7 @@ use std::os::fd::FromRawFd;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{KvmError, Vcpu, failed};
+use super::{KvmError, Vcpu, VmState, failed};
 use crate::irq::Gsi;
 use crate::memory::GuestMemory;
 
@@ -52,6 +52,18 @@ impl Host {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("tell the supported CPUID"))?;
         Ok(cpuid.as_slice().to_vec())
+    }
+
+    /// Model specific registers that this host's KVM can give and take.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn known_msrs(&self) -> Result<Vec<u32>, KvmError> {
+        let indices = self
+            .kvm
+            .get_msr_index_list()
+            .map_err(failed("list the model specific registers"))?;
+        Ok(indices.as_slice().to_vec())
     }
 
     /// The local APIC has the TSC deadline timer.
@@ -115,6 +127,30 @@ impl Vm {
             )))?;
         }
         Ok(())
+    }
+
+    /// Interrupt controllers and clock, while no vCPU runs.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn save(&self) -> Result<VmState, KvmError> {
+        VmState::save(&self.vm)
+    }
+
+    /// Puts saved interrupt controllers back; before the vCPUs.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn restore_interrupts(&self, state: &VmState) -> Result<(), KvmError> {
+        state.restore_irqchips(&self.vm)
+    }
+
+    /// Lets the guest's clock go on from where it was saved; last, when the vCPUs are about to run.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn restore_clock(&self, state: &VmState) -> Result<(), KvmError> {
+        state.restore_clock(&self.vm)
     }
 
     /// A write to `event` becomes an edge on the line.

@@ -1,6 +1,7 @@
 //! Mappings of this process that become guest RAM.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use vm_memory::MmapRegion;
@@ -9,6 +10,9 @@ use vm_memory::mmap::MmapRegionError;
 /// KVM maps a huge page of the host as one of the guest only where both addresses have the same offset in it; else every
 /// 4 KiB page costs an exit of its own.
 pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// A page of the host, the smallest thing that is mapped.
+pub(super) const PAGE_BYTES: usize = 4096;
 
 const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -31,6 +35,51 @@ pub(super) fn anonymous(length: usize) -> Result<MmapRegion, MmapRegionError> {
     // SAFETY: `length` bytes from `start` are what is left of the mapping made above; nobody else knows of it, and nothing
     // unmaps it.
     unsafe { MmapRegion::build_raw(start.cast(), length, PROTECTION, FLAGS) }
+}
+
+/// Lets `length` bytes at `offset` of a region show a file, privately: what is written stays in this process. The region is
+/// one of [`anonymous`], and not in use yet.
+///
+/// # Errors
+/// A range outside of the region or not of whole pages; those of mmap(2).
+pub(super) fn show_file(
+    region: &MmapRegion,
+    offset: usize,
+    length: usize,
+    file: BorrowedFd<'_>,
+    file_offset: u64,
+) -> io::Result<()> {
+    let is_inside = offset.checked_add(length).is_some_and(|end| end <= region.size());
+    let is_whole = [offset, length].iter().all(|n| n.is_multiple_of(PAGE_BYTES));
+    let file_offset = libc::off_t::try_from(file_offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    if !is_inside || !is_whole || length == 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let start = region.as_ptr().wrapping_add(offset).cast();
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: the range is inside of a mapping that `anonymous` made and that nobody else knows of yet (checked above), so
+    // nothing but its own pages is replaced.
+    let mapped = unsafe { libc::mmap(start, length, PROTECTION, flags, file.as_raw_fd(), file_offset) };
+    if mapped == libc::MAP_FAILED {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Which pages of a region may have content: one entry a page. Those of a private file that are in the page cache count too.
+///
+/// # Errors
+/// Those of mincore(2).
+pub(super) fn resident_pages(region: &MmapRegion) -> io::Result<Vec<bool>> {
+    let mut pages = vec![0_u8; region.size().div_ceil(PAGE_BYTES)];
+    // SAFETY: the region is mapped as long as it is borrowed, and the vector has a byte for each of its pages.
+    let result = unsafe { libc::mincore(region.as_ptr().cast(), region.size(), pages.as_mut_ptr()) };
+    if result == 0 {
+        Ok(pages.into_iter().map(|page| page & 1 != 0).collect())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Gives back a part of the mapping that `anonymous` has just made.

@@ -1,6 +1,7 @@
 //! Guest RAM. The only maker of host addresses of guest memory.
 #![allow(unsafe_code)]
 
+pub mod image;
 mod mapping;
 
 use vm_memory::mmap::MmapRegionError;
@@ -23,6 +24,31 @@ pub enum MemoryError {
         /// The cause.
         #[source]
         source: MmapRegionError,
+    },
+    /// The file of a memory image cannot be used.
+    #[error("Failed to use the memory image")]
+    Image {
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file of a memory image has another length than the memory.
+    #[error("The memory image has {file} bytes for {memory} bytes of guest memory")]
+    ImageLength {
+        /// Bytes of guest memory.
+        memory: u64,
+        /// Bytes of the file.
+        file: u64,
+    },
+    /// A range of a memory image that is not in guest memory or not in the file.
+    #[error(
+        "The memory image has {length} bytes for {address:#x}, which is outside of guest memory or of the file"
+    )]
+    ImageRange {
+        /// Guest address.
+        address: u64,
+        /// Bytes.
+        length: u64,
     },
     /// Regions that overlap or are not in order.
     #[error("The memory regions overlap or are not in order")]

@@ -161,6 +161,23 @@ impl VhostNet {
         }
     }
 
+    /// Takes one queue back: the next available buffer that the kernel has not taken.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn pause_queue(&self, index: usize) -> Result<u16, VhostError> {
+        self.set_backend(index, -1)?;
+        let base = self
+            .with_memory(GuestMemoryMmap::new())
+            .get_vring_base(index)
+            .map_err(|source| VhostError {
+                action: "read the position",
+                source,
+            })?;
+        // The upper half is for packed rings.
+        Ok(u16::try_from(base & 0xffff).expect("masked to 16 bits"))
+    }
+
     fn set_backend(&self, index: usize, fd: RawFd) -> Result<(), VhostError> {
         let index = u32::try_from(index).expect("a network device has two queues");
         let file = vhost_vring_file { index, fd };

@@ -12,8 +12,8 @@
 mod gate;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use kvm_ioctls::VcpuExit;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
-use crate::kvm::{ImmediateExit, Vcpu};
+use crate::kvm::{ImmediateExit, KvmError, Vcpu, VcpuState};
 pub use gate::Gate;
 
 /// A vCPU thread needs little: its deepest call is a device's register access.
@@ -64,10 +64,19 @@ pub struct Shared {
     pub counters: ExitCounters,
 }
 
+/// One of them.
+#[derive(Debug)]
+struct VcpuThread {
+    handle: JoinHandle<()>,
+    immediate_exit: ImmediateExit,
+    /// Locked by the thread unless it is parked.
+    vcpu: Arc<Mutex<Vcpu>>,
+}
+
 /// All vCPU threads of a VM, running.
 #[derive(Debug)]
 pub struct Vcpus {
-    threads: Vec<(JoinHandle<()>, ImmediateExit)>,
+    threads: Vec<VcpuThread>,
     shared: Arc<Shared>,
 }
 
@@ -87,16 +96,23 @@ impl Vcpus {
             let immediate_exit = vcpu.immediate_exit();
             let shared = Arc::clone(shared);
             let on_end = Arc::clone(on_end);
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu{}", vcpu.id()))
+            let id = vcpu.id();
+            let vcpu = Arc::new(Mutex::new(vcpu));
+            let of_thread = Arc::clone(&vcpu);
+            let handle = std::thread::Builder::new()
+                .name(format!("vcpu{id}"))
                 .stack_size(STACK_BYTES)
                 .spawn(move || {
-                    let end = run(&mut vcpu, &shared);
-                    on_end(vcpu.id(), end);
+                    let end = run(&of_thread, &shared);
+                    on_end(id, end);
                     // The process ends soon; until then nothing may find this vCPU missing.
                     shared.gate.park_for_ever();
                 })?;
-            threads.push((thread, immediate_exit));
+            threads.push(VcpuThread {
+                handle,
+                immediate_exit,
+                vcpu,
+            });
         }
         Ok(Self {
             threads,
@@ -110,10 +126,10 @@ impl Vcpus {
     pub fn pause(&self, deadline: Duration) -> bool {
         let gate = &self.shared.gate;
         gate.close();
-        for (thread, immediate_exit) in &self.threads {
-            immediate_exit.request();
+        for thread in &self.threads {
+            thread.immediate_exit.request();
             // Fails only for a thread that is gone, and those never are.
-            let _ = thread.kill(kick_signal());
+            let _ = thread.handle.kill(kick_signal());
         }
         let all_parked = gate.wait_for_parked(self.threads.len(), deadline);
         if !all_parked {
@@ -126,6 +142,21 @@ impl Vcpus {
     pub fn resume(&self) {
         self.shared.gate.open();
     }
+
+    /// The state of all vCPUs, in the order of their numbers. They must be paused: this waits for them otherwise.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn save(&self, known_msrs: &[u32]) -> Result<Vec<VcpuState>, KvmError> {
+        self.threads
+            .iter()
+            .map(|thread| lock(&thread.vcpu).save(known_msrs))
+            .collect()
+    }
+}
+
+fn lock(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {
+    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Interrupts `KVM_RUN`, and does nothing else.
@@ -135,7 +166,8 @@ fn kick_signal() -> i32 {
 
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-fn run(vcpu: &mut Vcpu, shared: &Shared) -> VcpuEnd {
+fn run(of_thread: &Mutex<Vcpu>, shared: &Shared) -> VcpuEnd {
+    let mut vcpu = lock(of_thread);
     let Shared {
         pio,
         mmio,
@@ -191,19 +223,21 @@ fn run(vcpu: &mut Vcpu, shared: &Shared) -> VcpuEnd {
             gate.park_for_ever();
         }
         if gate.is_closed() {
-            stop_at_gate(vcpu, gate);
+            complete_access(&mut vcpu);
+            drop(vcpu);
+            gate.wait_until_open();
+            vcpu = lock(of_thread);
+            vcpu.announce_pause();
         }
     }
 }
 
-/// Completes the access that the last exit was for, then waits to be let through.
-fn stop_at_gate(vcpu: &mut Vcpu, gate: &Gate) {
+/// Completes the access that the last exit was for.
+fn complete_access(vcpu: &mut Vcpu) {
     // With the flag set KVM finishes the access and returns before the next instruction.
     vcpu.immediate_exit().request();
     let _ = vcpu.run();
     vcpu.clear_immediate_exit();
-    gate.wait_until_open();
-    vcpu.announce_pause();
 }
 
 /// Calls `access` once for what a plain instruction can transfer, and byte by byte for a string instruction.

@@ -80,7 +80,9 @@ fn order_start(owner: &OwnerSocket, guest: &Guest, console: OwnedFd) -> Result<(
     let kernel = File::open(guest.kernel)?;
     let initrd = File::open(guest.initrd)?;
     let config = VmConfig {
+        origin: vmm::config::Origin::Boot,
         n_vcpus: 1,
+        n_possible_vcpus: 1,
         memory_mib: MEMORY_MIB,
         kernel_args: guest.args.clone(),
         cid: 3,

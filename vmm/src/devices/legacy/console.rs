@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use vm_superio::serial::NoEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -44,6 +45,69 @@ impl Console {
             serial: Serial::new(InterruptLine(line), output),
         }
     }
+
+    /// Its registers.
+    #[must_use]
+    pub fn save(&self) -> ConsoleState {
+        let SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            // Nothing ever comes in.
+            in_buffer: _,
+        } = self.serial.state();
+        ConsoleState {
+            baud_divisor: [baud_divisor_low, baud_divisor_high],
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        }
+    }
+
+    /// A console whose driver goes on from a saved state.
+    ///
+    /// # Errors
+    /// The interrupt that the state asks for could not be raised.
+    pub fn restore(state: &ConsoleState, output: ConsoleOutput, line: EventFd) -> io::Result<Self> {
+        let state = SerialState {
+            baud_divisor_low: state.baud_divisor[0],
+            baud_divisor_high: state.baud_divisor[1],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: Vec::new(),
+        };
+        let serial = Serial::from_state(&state, InterruptLine(line), NoEvents, output)
+            .map_err(|error| io::Error::other(format!("{error:?}")))?;
+        Ok(Self { serial })
+    }
+}
+
+/// The registers of a console, for a snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConsoleState {
+    baud_divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
 }
 
 impl BusDevice for Console {

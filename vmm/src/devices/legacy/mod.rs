@@ -3,5 +3,5 @@
 mod console;
 mod ports;
 
-pub use console::{Console, ConsoleOutput, ConsoleStats};
+pub use console::{Console, ConsoleOutput, ConsoleState, ConsoleStats};
 pub use ports::{PanicPort, ResetPort, SleepPort};

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use virtio_queue::QueueState;
+
 use super::{Counters, DeviceQueue};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::GuestMemory;
@@ -104,7 +106,8 @@ pub trait VirtioDevice: Send {
     /// Writes to the configuration space; ignored where the device has nothing writable.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Starts the worker half. Called in the inactive state only: at first, or after [`VirtioDevice::reset`].
+    /// Starts the worker half. Called in the inactive state only: at first, or after [`VirtioDevice::reset`]. The queues
+    /// of a restored device are where its worker half was paused.
     ///
     /// # Errors
     /// The device stays inactive.
@@ -113,6 +116,20 @@ pub trait VirtioDevice: Send {
     /// Stops the worker half, if there is one, and takes its backend back. When it returns, guest memory and
     /// interrupt are used no more.
     fn reset(&mut self);
+
+    /// Stops the worker half between two requests and tells where it is in each queue; `None` when it is inactive.
+    /// When it returns, guest memory and interrupt are used no more until [`VirtioDevice::resume`].
+    fn pause(&mut self) -> Option<Vec<QueueState>>;
+
+    /// Lets a paused worker half go on; does nothing when there is none.
+    ///
+    /// # Errors
+    /// The device is inactive then.
+    fn resume(&mut self) -> Result<(), ActivateError>;
+
+    /// Told before the activation of a device that comes from a snapshot: what it had outside of guest memory then (the
+    /// other ends of connections) is gone.
+    fn restored(&mut self) {}
 
     /// What the device counted since it was made.
     fn counters(&self) -> Arc<dyn Counters>;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -54,6 +54,24 @@ impl DeviceQueue {
             kick,
             considered,
         }
+    }
+
+    /// Where the device is in it.
+    pub fn state(&self) -> QueueState {
+        self.queue.state()
+    }
+
+    /// Takes the queue over from a back-end that has taken the buffers before `next_avail`, and returned all of them: its
+    /// place in the used ring is what the ring says.
+    ///
+    /// # Errors
+    /// The ring left guest memory.
+    pub fn set_position(&mut self, next_avail: u16, memory: &GuestMemory) -> Result<(), QueueFailure> {
+        let next_used = self.queue.used_idx(memory, Ordering::Acquire)?;
+        self.queue.set_next_avail(next_avail);
+        self.queue.set_next_used(next_used.0);
+        self.considered = next_used.0;
+        Ok(())
     }
 
     /// The next available chain.

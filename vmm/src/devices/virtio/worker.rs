@@ -1,42 +1,133 @@
-//! The thread of a worker half.
+//! The worker half of a device and its thread.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::thread::JoinHandle;
 
+use virtio_queue::QueueState;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// A running worker half. Dropping it stops it.
-#[derive(Debug)]
-pub(super) struct WorkerThread<T> {
-    stop: EventFd,
-    thread: Option<JoinHandle<T>>,
+use super::ActivateError;
+
+/// A worker's deepest call copies one frame or packet.
+const STACK_BYTES: usize = 512 << 10;
+
+/// What a worker half does on its thread.
+pub(super) trait Serve: Send + 'static {
+    /// Serves the queues until `stop` is readable. When it returns nothing is in flight, and a later call goes on where
+    /// this one ended.
+    fn serve(&mut self, stop: &EventFd);
+
+    /// Where it is in each queue, in the device's order.
+    fn queue_states(&self) -> Vec<QueueState>;
 }
 
-impl<T: Send + 'static> WorkerThread<T> {
-    /// Starts `body` on a thread called `name`. The body ends soon after its argument becomes readable, and gives
-    /// back what the next activation needs.
-    pub(super) fn spawn(name: &str, body: impl FnOnce(EventFd) -> T + Send + 'static) -> io::Result<Self> {
+/// The worker half of a device through its life.
+///
+/// ```text
+///            start            pause
+///  Inactive ------> Running <-------> Paused
+///     ^                |      resume    |
+///     +----- take -----+----------------+
+/// ```
+#[derive(Debug)]
+pub(super) enum WorkerHalf<W> {
+    /// The driver is not ready, or the worker was lost.
+    Inactive,
+    /// On its thread.
+    Running(WorkerThread<W>),
+    /// Without a thread.
+    Paused { name: &'static str, worker: W },
+}
+
+impl<W: Serve> WorkerHalf<W> {
+    /// Starts a worker on a thread called `name`.
+    ///
+    /// # Errors
+    /// No thread could be started; the worker is lost.
+    pub(super) fn start(name: &'static str, worker: W) -> Result<Self, ActivateError> {
+        let thread = WorkerThread::spawn(name, worker).map_err(|source| ActivateError::Host {
+            action: "start the thread of a device",
+            source,
+        })?;
+        Ok(WorkerHalf::Running(thread))
+    }
+
+    /// Stops the thread and keeps the worker: where it is in its queues. `None` when there is none.
+    pub(super) fn pause(&mut self) -> Option<Vec<QueueState>> {
+        *self = match std::mem::replace(self, WorkerHalf::Inactive) {
+            WorkerHalf::Running(thread) => {
+                let name = thread.name;
+                WorkerHalf::Paused {
+                    name,
+                    worker: thread.stop()?,
+                }
+            }
+            other => other,
+        };
+        match self {
+            WorkerHalf::Paused { worker, .. } => Some(worker.queue_states()),
+            _ => None,
+        }
+    }
+
+    /// Goes on after [`WorkerHalf::pause`]; nothing in any other state.
+    ///
+    /// # Errors
+    /// No thread could be started; the worker is lost.
+    pub(super) fn resume(&mut self) -> Result<(), ActivateError> {
+        *self = match std::mem::replace(self, WorkerHalf::Inactive) {
+            WorkerHalf::Paused { name, worker } => WorkerHalf::start(name, worker)?,
+            other => other,
+        };
+        Ok(())
+    }
+
+    /// Ends it, for what it holds.
+    pub(super) fn take(&mut self) -> Option<W> {
+        match std::mem::replace(self, WorkerHalf::Inactive) {
+            WorkerHalf::Inactive => None,
+            WorkerHalf::Running(thread) => thread.stop(),
+            WorkerHalf::Paused { worker, .. } => Some(worker),
+        }
+    }
+}
+
+/// A running worker half. Dropping it stops it.
+#[derive(Debug)]
+pub(super) struct WorkerThread<W> {
+    name: &'static str,
+    stop: EventFd,
+    thread: Option<JoinHandle<W>>,
+}
+
+impl<W: Serve> WorkerThread<W> {
+    fn spawn(name: &'static str, mut worker: W) -> io::Result<Self> {
         let stop = event_fd()?;
-        let stop_seen_by_body = stop.try_clone()?;
+        let stop_seen_by_worker = stop.try_clone()?;
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || body(stop_seen_by_body))?;
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                worker.serve(&stop_seen_by_worker);
+                worker
+            })?;
         Ok(WorkerThread {
+            name,
             stop,
             thread: Some(thread),
         })
     }
 }
 
-impl<T> WorkerThread<T> {
+impl<W> WorkerThread<W> {
     /// Stops the thread and waits for it. `None` when it panicked.
-    pub(super) fn stop(mut self) -> Option<T> {
+    fn stop(mut self) -> Option<W> {
         self.join()
     }
 
-    fn join(&mut self) -> Option<T> {
+    fn join(&mut self) -> Option<W> {
         let thread = self.thread.take()?;
         // The counter cannot overflow with one write; a full counter would still be readable.
         let _ = self.stop.write(1);
@@ -44,7 +135,7 @@ impl<T> WorkerThread<T> {
     }
 }
 
-impl<T> Drop for WorkerThread<T> {
+impl<W> Drop for WorkerThread<W> {
     fn drop(&mut self) {
         self.join();
     }

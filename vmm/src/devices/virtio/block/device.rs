@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_queue::QueueState;
 
-use super::jobs::DirtyFiles;
+use super::jobs::{DirtyFiles, Jobs};
 use super::worker::Worker;
 use super::{
     MAX_DISCARD_SECTORS, MAX_SEGMENT_BYTES, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, QUEUE_SIZES,
@@ -14,7 +15,7 @@ use super::{
 use crate::config::{SLICE_DISK_BYTES, SliceDisk};
 use crate::devices::virtio::counters::define_counters;
 use crate::devices::virtio::device::{COMMON_FEATURES, feature, read_config_bytes};
-use crate::devices::virtio::worker::WorkerThread;
+use crate::devices::virtio::worker::WorkerHalf;
 use crate::devices::virtio::{ActivateError, Activation, Counters, VirtioDevice};
 
 define_counters!(
@@ -54,7 +55,7 @@ pub struct Block {
     map: SliceMap,
     config: [u8; CONFIG_BYTES],
     counters: Arc<BlockCounters>,
-    worker: Option<WorkerThread<DirtyFiles>>,
+    worker: WorkerHalf<Worker>,
     /// Written but not flushed before the last reset.
     dirty: DirtyFiles,
 }
@@ -74,7 +75,7 @@ impl Block {
             map: map.clone(),
             config: config(),
             counters: Arc::new(BlockCounters::new(prefix)),
-            worker: None,
+            worker: WorkerHalf::Inactive,
             dirty: DirtyFiles::default(),
         };
         (block, map)
@@ -136,47 +137,42 @@ impl VirtioDevice for Block {
             SliceDisk::ReadOnly => "blk-vda",
             SliceDisk::ReadWrite => "blk-vdb",
         };
-        let (disk, io_uring, map, counters) = (
-            self.disk,
-            self.io_uring,
-            self.map.clone(),
-            Arc::clone(&self.counters),
-        );
-        let dirty = std::mem::take(&mut self.dirty);
-        let write_through = activation.features & feature(blk::VIRTIO_BLK_F_FLUSH) == 0;
-        let thread = WorkerThread::spawn(name, move |stop| {
-            let Activation {
-                memory,
-                interrupt,
-                mut queues,
-                needs_reset,
-                ..
-            } = activation;
-            let queue = queues.swap_remove(REQUEST_QUEUE);
-            let worker = Worker::new(
-                disk,
-                map,
-                counters,
-                memory,
-                queue,
-                interrupt,
-                dirty,
-                write_through,
-            );
-            worker.run(io_uring, &stop, &needs_reset)
-        })
-        .map_err(|source| ActivateError::Host {
-            action: "start a thread for a disk",
-            source,
-        })?;
-        self.worker = Some(thread);
+        let Activation {
+            memory,
+            interrupt,
+            mut queues,
+            features,
+            needs_reset,
+        } = activation;
+        let worker = Worker {
+            disk: self.disk,
+            map: self.map.clone(),
+            counters: Arc::clone(&self.counters),
+            memory,
+            queue: queues.swap_remove(REQUEST_QUEUE),
+            interrupt,
+            needs_reset,
+            jobs: Jobs::new(QUEUE_SIZES[REQUEST_QUEUE]),
+            dirty: std::mem::take(&mut self.dirty),
+            write_through: features & feature(blk::VIRTIO_BLK_F_FLUSH) == 0,
+            io_uring: self.io_uring,
+        };
+        self.worker = WorkerHalf::start(name, worker)?;
         Ok(())
     }
 
     fn reset(&mut self) {
-        if let Some(dirty) = self.worker.take().and_then(WorkerThread::stop) {
-            self.dirty = dirty;
+        if let Some(worker) = self.worker.take() {
+            self.dirty = worker.dirty;
         }
+    }
+
+    fn pause(&mut self) -> Option<Vec<QueueState>> {
+        self.worker.pause()
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        self.worker.resume()
     }
 
     fn counters(&self) -> Arc<dyn Counters> {

@@ -42,6 +42,11 @@ impl Jobs {
         self.free.is_empty()
     }
 
+    /// Nothing is in flight.
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
     /// Keeps a job; `None` when full.
     pub(super) fn insert(&mut self, job: Job) -> Option<usize> {
         let number = self.free.pop()?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
+use virtio_queue::QueueState;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EpollEvent;
 use vmm_sys_util::eventfd::EventFd;
@@ -19,7 +20,7 @@ use super::slices::Piece;
 use super::{QUEUE_SIZES, REQUEST_QUEUE, SliceMap};
 use crate::config::SliceDisk;
 use crate::devices::virtio::chain::{Buffers, Ranges};
-use crate::devices::virtio::worker::{Poller, clear_event, event_fd};
+use crate::devices::virtio::worker::{Poller, Serve, clear_event, event_fd};
 use crate::devices::virtio::{DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::GuestMemory;
@@ -31,79 +32,82 @@ const COMPLETED: u64 = 2;
 /// Longest chain accepted: an indirect table may be as long as the queue.
 const MAX_DESCRIPTORS: usize = QUEUE_SIZES[REQUEST_QUEUE] as usize;
 
+#[derive(Debug)]
 pub(super) struct Worker {
-    disk: SliceDisk,
-    map: SliceMap,
-    counters: Arc<BlockCounters>,
-    memory: GuestMemory,
-    queue: DeviceQueue,
-    interrupt: Interrupt,
-    jobs: Jobs,
-    dirty: DirtyFiles,
+    pub(super) disk: SliceDisk,
+    pub(super) map: SliceMap,
+    pub(super) counters: Arc<BlockCounters>,
+    pub(super) memory: GuestMemory,
+    pub(super) queue: DeviceQueue,
+    pub(super) interrupt: Interrupt,
+    pub(super) needs_reset: NeedsReset,
+    pub(super) jobs: Jobs,
+    pub(super) dirty: DirtyFiles,
     /// The driver has no flush: every write is made durable before it is answered.
-    write_through: bool,
-    /// Requests wait in the queue until jobs are done.
-    stalled: bool,
+    pub(super) write_through: bool,
+    /// Whether that engine may be used.
+    pub(super) io_uring: bool,
+}
+
+impl Serve for Worker {
+    fn serve(&mut self, stop: &EventFd) {
+        if self.serve_queue(stop).is_err() {
+            self.needs_reset.raise();
+        }
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        vec![self.queue.state()]
+    }
 }
 
 impl Worker {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call, which takes an activation apart"
-    )]
-    pub(super) fn new(
-        disk: SliceDisk,
-        map: SliceMap,
-        counters: Arc<BlockCounters>,
-        memory: GuestMemory,
-        queue: DeviceQueue,
-        interrupt: Interrupt,
-        dirty: DirtyFiles,
-        write_through: bool,
-    ) -> Self {
-        let jobs = Jobs::new(QUEUE_SIZES[REQUEST_QUEUE]);
-        Worker {
-            disk,
-            map,
-            counters,
-            memory,
-            queue,
-            interrupt,
-            jobs,
-            dirty,
-            write_through,
-            stalled: false,
-        }
-    }
-
-    /// Serves the queue until `stop` is readable and nothing is in flight any more.
-    pub(super) fn run(mut self, io_uring: bool, stop: &EventFd, needs_reset: &NeedsReset) -> DirtyFiles {
-        if self.serve(io_uring, stop).is_err() {
-            needs_reset.raise();
-        }
-        self.dirty
-    }
-
-    fn serve(&mut self, io_uring: bool, stop: &EventFd) -> Result<(), QueueFailure> {
+    fn serve_queue(&mut self, stop: &EventFd) -> Result<(), QueueFailure> {
         let completed = event_fd()?;
         let poller = Poller::new()?;
         poller.watch_readable(stop, STOP)?;
         poller.watch_readable(&self.queue.kick, KICK)?;
         poller.watch_readable(&completed, COMPLETED)?;
-        // Dropped at the end, which waits for what the kernel still works on.
-        let mut engine = Engine::new(self.memory.clone(), io_uring, &completed);
+        // Made for the first request: a ring costs more than the rest of a start. Dropped at the end, which waits for what
+        // the kernel still works on.
+        let mut engine = None;
         // The driver may have added requests before this thread looked.
-        self.process(&mut engine)?;
+        self.queue.kick_again();
         loop {
             let mut events = [EpollEvent::default(); 3];
             for event in poller.wait(-1, &mut events)? {
                 match event.data() {
-                    STOP => return Ok(()),
+                    STOP => {
+                        poller.unwatch(stop);
+                        poller.unwatch(&self.queue.kick);
+                        return engine
+                            .map_or(Ok(()), |mut engine| self.drain(&mut engine, &poller, &completed));
+                    }
                     KICK => self.queue.clear_kick(),
                     _ => clear_event(&completed),
                 }
             }
-            self.process(&mut engine)?;
+            let engine =
+                engine.get_or_insert_with(|| Engine::new(self.memory.clone(), self.io_uring, &completed));
+            self.process(engine)?;
+        }
+    }
+
+    /// Ends what is in flight, taking nothing new. `poller` waits for `completed` only.
+    fn drain(
+        &mut self,
+        engine: &mut Engine,
+        poller: &Poller,
+        completed: &EventFd,
+    ) -> Result<(), QueueFailure> {
+        loop {
+            self.finish_jobs(engine)?;
+            if self.jobs.is_empty() {
+                return self.notify();
+            }
+            let mut events = [EpollEvent::default(); 3];
+            poller.wait(-1, &mut events)?;
+            clear_event(completed);
         }
     }
 
@@ -131,8 +135,7 @@ impl Worker {
                 }
             }
             self.finish_jobs(engine)?;
-            self.stalled = self.jobs.is_full();
-            if self.stalled {
+            if self.jobs.is_full() {
                 // Completions bring this back here.
                 break;
             }
@@ -144,6 +147,10 @@ impl Worker {
                 break;
             }
         }
+        self.notify()
+    }
+
+    fn notify(&mut self) -> Result<(), QueueFailure> {
         if self.queue.needs_notification(&self.memory)? {
             self.interrupt.trigger(InterruptCause::UsedBuffer);
         }

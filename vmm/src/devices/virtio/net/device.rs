@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::{virtio_config, virtio_net as net, virtio_ring};
+use virtio_queue::QueueState;
 
 use super::worker::Worker;
 use super::{QUEUE_SIZES, RX_QUEUE, TX_QUEUE};
 use crate::config::NetConfig;
 use crate::devices::virtio::counters::define_counters;
 use crate::devices::virtio::device::{COMMON_FEATURES, feature, read_config_bytes};
-use crate::devices::virtio::worker::WorkerThread;
+use crate::devices::virtio::worker::WorkerHalf;
 use crate::devices::virtio::{ActivateError, Activation, Counters, DeviceQueue, VirtioDevice};
+use crate::irq::Interrupt;
+use crate::memory::GuestMemory;
 use crate::sys::tap::Tap;
 use crate::sys::vhost::{VhostError, VhostNet, VhostQueue};
 
@@ -58,9 +61,19 @@ pub struct Net {
     vhost: Option<VhostNet>,
     /// With the worker while there is one.
     tap: Option<Tap>,
-    worker: Option<WorkerThread<Tap>>,
-    /// The kernel works on the queues now; they are kept for their events.
-    in_kernel: Option<Vec<DeviceQueue>>,
+    worker: WorkerHalf<Worker>,
+    in_kernel: Option<InKernel>,
+}
+
+/// What the kernel works on, kept for its events and for going on after a pause.
+#[derive(Debug)]
+struct InKernel {
+    memory: GuestMemory,
+    interrupt: Interrupt,
+    queues: Vec<DeviceQueue>,
+    /// Those that the kernel has to know.
+    features: u64,
+    runs: bool,
 }
 
 /// Offloads of frames to the guest, as the driver says it and as the tap is told.
@@ -111,9 +124,38 @@ impl Net {
             counters: Arc::new(NetCounters::new("net")),
             vhost,
             tap: Some(tap),
-            worker: None,
+            worker: WorkerHalf::Inactive,
             in_kernel: None,
         }
+    }
+}
+
+impl Net {
+    /// Lets the kernel work on the queues, from where they are.
+    fn start_in_kernel(&mut self, in_kernel: InKernel) -> Result<(), ActivateError> {
+        let (Some(vhost), Some(tap)) = (&self.vhost, &self.tap) else {
+            return Err(ActivateError::BackendLost);
+        };
+        let queues: Vec<_> = [RX_QUEUE, TX_QUEUE]
+            .map(|index| &in_kernel.queues[index])
+            .map(|queue| VhostQueue {
+                queue: &queue.queue,
+                kick: &queue.kick,
+                call: in_kernel.interrupt.event_fd(),
+            })
+            .into();
+        vhost
+            .start(in_kernel.memory.clone(), in_kernel.features, &queues, tap)
+            .map_err(|error| ActivateError::Host {
+                action: "start vhost-net",
+                source: io::Error::other(error),
+            })?;
+        drop(queues);
+        self.in_kernel = Some(InKernel {
+            runs: true,
+            ..in_kernel
+        });
+        Ok(())
     }
 }
 
@@ -169,47 +211,52 @@ impl VirtioDevice for Net {
                 source,
             });
         }
-        if let Some(vhost) = &self.vhost {
-            let queues: Vec<_> = [RX_QUEUE, TX_QUEUE]
-                .map(|index| &activation.queues[index])
-                .map(|queue| VhostQueue {
-                    queue: &queue.queue,
-                    kick: &queue.kick,
-                    call: activation.interrupt.event_fd(),
-                })
-                .into();
-            let started = vhost.start(
-                activation.memory.clone(),
-                activation.features & QUEUE_FEATURES,
-                &queues,
-                &tap,
-            );
-            drop(queues);
+        if self.vhost.is_some() {
             self.tap = Some(tap);
-            started.map_err(|e| ActivateError::Host {
-                action: "start vhost-net",
-                source: io::Error::other(e),
-            })?;
-            self.in_kernel = Some(activation.queues);
-            return Ok(());
+            return self.start_in_kernel(InKernel {
+                memory: activation.memory,
+                interrupt: activation.interrupt,
+                queues: activation.queues,
+                features: activation.features & QUEUE_FEATURES,
+                runs: false,
+            });
         }
         let worker = Worker::new(activation, tap, Arc::clone(&self.counters));
-        let thread = WorkerThread::spawn("net", move |stop| worker.run(&stop)).map_err(|source| {
-            ActivateError::Host {
-                action: "start thread net",
-                source,
-            }
-        })?;
-        self.worker = Some(thread);
+        self.worker = WorkerHalf::start("net", worker)?;
         Ok(())
     }
 
     fn reset(&mut self) {
         if let Some(worker) = self.worker.take() {
-            self.tap = worker.stop();
+            self.tap = Some(worker.into_tap());
         }
-        if let (Some(vhost), Some(queues)) = (&self.vhost, self.in_kernel.take()) {
-            vhost.stop(queues.len());
+        if let (Some(vhost), Some(in_kernel)) = (&self.vhost, self.in_kernel.take()) {
+            vhost.stop(in_kernel.queues.len());
+        }
+    }
+
+    fn pause(&mut self) -> Option<Vec<QueueState>> {
+        match (&self.vhost, &mut self.in_kernel) {
+            (Some(vhost), Some(in_kernel)) => {
+                in_kernel.runs = false;
+                for (index, queue) in in_kernel.queues.iter_mut().enumerate() {
+                    queue
+                        .set_position(vhost.pause_queue(index).ok()?, &in_kernel.memory)
+                        .ok()?;
+                }
+                Some(in_kernel.queues.iter().map(DeviceQueue::state).collect())
+            }
+            _ => self.worker.pause(),
+        }
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        match self.in_kernel.take() {
+            Some(in_kernel) if !in_kernel.runs => self.start_in_kernel(in_kernel),
+            in_kernel => {
+                self.in_kernel = in_kernel;
+                self.worker.resume()
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use virtio_queue::QueueState;
 use vm_memory::Permissions;
 use vmm_sys_util::epoll::{EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -12,7 +13,7 @@ use super::device::NetCounters;
 use super::{MAX_DESCRIPTORS, MAX_FRAME_BYTES, QUEUE_SIZES, RX_QUEUE, TX_QUEUE};
 use crate::devices::virtio::chain::{Buffers, Ranges};
 use crate::devices::virtio::device::feature;
-use crate::devices::virtio::worker::Poller;
+use crate::devices::virtio::worker::{Poller, Serve};
 use crate::devices::virtio::{Activation, DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::GuestMemory;
@@ -29,6 +30,7 @@ const ROUND_FRAMES: usize = QUEUE_SIZES[RX_QUEUE] as usize;
 /// Where `num_buffers` is in the header.
 const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
 
+#[derive(Debug)]
 pub(super) struct Worker {
     memory: GuestMemory,
     interrupt: Interrupt,
@@ -51,6 +53,18 @@ enum Delivery {
     Done,
     /// There are not enough buffers now.
     NoBuffers,
+}
+
+impl Serve for Worker {
+    fn serve(&mut self, stop: &EventFd) {
+        if self.serve_queues(stop).is_err() {
+            self.needs_reset.raise();
+        }
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        vec![self.rx.state(), self.tx.state()]
+    }
 }
 
 impl Worker {
@@ -79,21 +93,19 @@ impl Worker {
         }
     }
 
-    /// Serves queues and tap until `stop` is readable.
-    pub(super) fn run(mut self, stop: &EventFd) -> Tap {
-        if self.serve(stop).is_err() {
-            self.needs_reset.raise();
-        }
+    /// Gives the backend back.
+    pub(super) fn into_tap(self) -> Tap {
         self.tap
     }
 
-    fn serve(&mut self, stop: &EventFd) -> Result<(), QueueFailure> {
+    fn serve_queues(&mut self, stop: &EventFd) -> Result<(), QueueFailure> {
         let poller = Poller::new()?;
         poller.watch_readable(stop, STOP)?;
         poller.watch_readable(&self.rx.kick, RX_KICK)?;
         poller.watch_readable(&self.tx.kick, TX_KICK)?;
         poller.watch(&self.tap, EventSet::IN | EventSet::EDGE_TRIGGERED, TAP)?;
-        // The driver may have added buffers before this thread looked.
+        // The driver may have added buffers, and the tap got frames, before this thread looked.
+        self.tap_readable = true;
         let mut more = true;
         loop {
             let mut events = [EpollEvent::default(); 4];

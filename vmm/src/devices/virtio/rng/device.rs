@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use virtio_queue::QueueState;
 
 use super::worker::Worker;
 use super::{QUEUE_SIZES, REQUEST_QUEUE};
 use crate::devices::virtio::counters::define_counters;
 use crate::devices::virtio::device::{COMMON_FEATURES, read_config_bytes};
-use crate::devices::virtio::worker::WorkerThread;
+use crate::devices::virtio::worker::WorkerHalf;
 use crate::devices::virtio::{ActivateError, Activation, Counters, VirtioDevice};
 
 define_counters!(
@@ -27,7 +28,7 @@ define_counters!(
 #[derive(Debug)]
 pub struct Rng {
     counters: Arc<RngCounters>,
-    worker: Option<WorkerThread<()>>,
+    worker: WorkerHalf<Worker>,
 }
 
 impl Rng {
@@ -35,7 +36,7 @@ impl Rng {
     pub fn new() -> Self {
         Rng {
             counters: Arc::new(RngCounters::new("rng")),
-            worker: None,
+            worker: WorkerHalf::Inactive,
         }
     }
 }
@@ -72,18 +73,20 @@ impl VirtioDevice for Rng {
             queue,
             counters: Arc::clone(&self.counters),
         };
-        let thread = WorkerThread::spawn("rng", move |stop| worker.run(&stop)).map_err(|source| {
-            ActivateError::Host {
-                action: "start thread rng",
-                source,
-            }
-        })?;
-        self.worker = Some(thread);
+        self.worker = WorkerHalf::start("rng", worker)?;
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        self.worker.take();
+    }
+
+    fn pause(&mut self) -> Option<Vec<QueueState>> {
+        self.worker.pause()
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        self.worker.resume()
     }
 
     fn counters(&self) -> Arc<dyn Counters> {

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use virtio_queue::QueueState;
 use vmm_sys_util::epoll::EpollEvent;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::RngCounters;
 use super::{MAX_DESCRIPTORS, MAX_REQUEST_BYTES, QUEUE_SIZES, REQUEST_QUEUE};
 use crate::devices::virtio::chain::{Buffers, Ranges};
-use crate::devices::virtio::worker::Poller;
+use crate::devices::virtio::worker::{Poller, Serve};
 use crate::devices::virtio::{DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::GuestMemory;
@@ -16,6 +17,7 @@ use crate::memory::GuestMemory;
 const STOP: u64 = 0;
 const KICK: u64 = 1;
 
+#[derive(Debug)]
 pub(super) struct Worker {
     pub(super) memory: GuestMemory,
     pub(super) interrupt: Interrupt,
@@ -24,15 +26,20 @@ pub(super) struct Worker {
     pub(super) counters: Arc<RngCounters>,
 }
 
-impl Worker {
-    /// Serves the queue until `stop` is readable.
-    pub(super) fn run(mut self, stop: &EventFd) {
-        if self.serve(stop).is_err() {
+impl Serve for Worker {
+    fn serve(&mut self, stop: &EventFd) {
+        if self.serve_queue(stop).is_err() {
             self.needs_reset.raise();
         }
     }
 
-    fn serve(&mut self, stop: &EventFd) -> Result<(), QueueFailure> {
+    fn queue_states(&self) -> Vec<QueueState> {
+        vec![self.queue.state()]
+    }
+}
+
+impl Worker {
+    fn serve_queue(&mut self, stop: &EventFd) -> Result<(), QueueFailure> {
         let poller = Poller::new()?;
         poller.watch_readable(stop, STOP)?;
         poller.watch_readable(&self.queue.kick, KICK)?;

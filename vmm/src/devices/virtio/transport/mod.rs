@@ -13,9 +13,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_mmio as reg;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::counters::define_counters;
@@ -74,6 +75,108 @@ pub struct MmioTransport {
     driver_features: u64,
     queue_select: u32,
     counters: Arc<TransportCounters>,
+}
+
+/// A device's registers and queues, for a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportState {
+    device_type: u32,
+    /// What it offered.
+    device_features: u64,
+    status: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u32,
+    interrupt_status: u32,
+    needs_reset: bool,
+    queues: Vec<SavedQueue>,
+}
+
+/// One queue of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedQueue {
+    max_size: u16,
+    next_avail: u16,
+    next_used: u16,
+    event_idx_enabled: bool,
+    size: u16,
+    ready: bool,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
+}
+
+impl From<QueueState> for SavedQueue {
+    fn from(state: QueueState) -> Self {
+        SavedQueue {
+            max_size: state.max_size,
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+            event_idx_enabled: state.event_idx_enabled,
+            size: state.size,
+            ready: state.ready,
+            desc_table: state.desc_table,
+            avail_ring: state.avail_ring,
+            used_ring: state.used_ring,
+        }
+    }
+}
+
+impl From<SavedQueue> for QueueState {
+    fn from(saved: SavedQueue) -> Self {
+        QueueState {
+            max_size: saved.max_size,
+            next_avail: saved.next_avail,
+            next_used: saved.next_used,
+            event_idx_enabled: saved.event_idx_enabled,
+            size: saved.size,
+            ready: saved.ready,
+            desc_table: saved.desc_table,
+            avail_ring: saved.avail_ring,
+            used_ring: saved.used_ring,
+        }
+    }
+}
+
+/// Why a saved state does not fit a device.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Another kind of device is in that place.
+    #[error("the snapshot has virtio device {saved} where this VM has device {here}")]
+    OtherDevice {
+        /// Its device id (virtio 1.2, section 5).
+        saved: u32,
+        /// The id here.
+        here: u32,
+    },
+    /// The host offers other features than when the snapshot was taken.
+    #[error(
+        "virtio device {device_type} offered features {saved:#x} in the snapshot and offers {here:#x} here"
+    )]
+    Features {
+        /// Device id.
+        device_type: u32,
+        /// Then.
+        saved: u64,
+        /// Now.
+        here: u64,
+    },
+    /// A queue that cannot be.
+    #[error("the snapshot has an impossible queue of virtio device {device_type}")]
+    Queue {
+        /// Device id.
+        device_type: u32,
+    },
+    /// The device did not start.
+    #[error("Failed to start virtio device {device_type} from the snapshot")]
+    Activate {
+        /// Device id.
+        device_type: u32,
+        /// The cause.
+        #[source]
+        source: ActivateError,
+    },
 }
 
 impl std::fmt::Debug for MmioTransport {
@@ -138,6 +241,94 @@ impl MmioTransport {
             device: self.device.counters(),
             transport: Arc::clone(&self.counters),
         })
+    }
+
+    /// Stops the device between two requests. Guest memory and interrupt are used no more until [`Self::resume`].
+    pub fn pause(&mut self) {
+        for (queue, state) in self
+            .queues
+            .iter_mut()
+            .zip(self.device.pause().into_iter().flatten())
+        {
+            // A state that came from a queue is one.
+            if let Ok(paused) = Queue::try_from(state) {
+                *queue = paused;
+            }
+        }
+    }
+
+    /// Lets a paused device go on.
+    pub fn resume(&mut self) {
+        if self.device.resume().is_err() {
+            self.needs_reset.raise();
+        }
+    }
+
+    /// Registers and queues of a paused device.
+    #[must_use]
+    pub fn save(&self) -> TransportState {
+        TransportState {
+            device_type: self.device.device_type(),
+            device_features: self.device.features(),
+            status: self.status,
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            interrupt_status: self.interrupt.status(),
+            needs_reset: self.needs_reset.is_raised(),
+            queues: self.queues.iter().map(|queue| queue.state().into()).collect(),
+        }
+    }
+
+    /// Puts a device that no driver has seen yet into a saved state, and starts it when it was active.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; the device is in its reset state or needs a reset.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
+        let device_type = self.device.device_type();
+        if state.device_type != device_type || state.queues.len() != self.queues.len() {
+            return Err(RestoreError::OtherDevice {
+                saved: state.device_type,
+                here: device_type,
+            });
+        }
+        if state.device_features != self.device.features() {
+            return Err(RestoreError::Features {
+                device_type,
+                saved: state.device_features,
+                here: self.device.features(),
+            });
+        }
+        for (queue, saved) in self.queues.iter_mut().zip(&state.queues) {
+            let max_size = queue.max_size();
+            *queue = Some(saved)
+                .filter(|saved| saved.max_size == max_size)
+                .and_then(|saved| Queue::try_from(QueueState::from(*saved)).ok())
+                .ok_or(RestoreError::Queue { device_type })?;
+        }
+        self.status = state.status;
+        self.device_features_select = state.device_features_select;
+        self.driver_features_select = state.driver_features_select;
+        self.driver_features = state.driver_features;
+        self.queue_select = state.queue_select;
+        self.interrupt.set_status(state.interrupt_status);
+        if state.needs_reset {
+            self.needs_reset.raise();
+        } else if self.status & DRIVER_OK != 0 {
+            self.device.restored();
+            self.counters.activations.increment();
+            self.activate()
+                .map_err(|source| RestoreError::Activate { device_type, source })?;
+        }
+        // An interrupt that was on its way when the device was saved has its status bit set, or comes from the kernel,
+        // which does not tell. One too many does no harm.
+        if state.interrupt_status != 0
+            || (self.status & DRIVER_OK != 0 && self.device.kernel_raises_interrupts())
+        {
+            self.interrupt.raise_line();
+        }
+        Ok(())
     }
 
     fn read_register(&self, offset: u32) -> u32 {

@@ -1,12 +1,36 @@
 use super::super::testing::Driver;
-use super::super::worker::WorkerThread;
+use super::super::worker::{Poller, Serve, WorkerHalf};
 use super::super::{ActivateError, Activation, Counters, VirtioDevice};
 use super::*;
 use crate::devices::virtio::device::COMMON_FEATURES;
 
-/// A device whose worker waits for its stop.
+/// A worker that takes one buffer from each queue whenever it is started, and waits for its stop.
+struct ProbeWorker {
+    memory: GuestMemory,
+    queues: Vec<DeviceQueue>,
+}
+
+impl Serve for ProbeWorker {
+    fn serve(&mut self, stop: &EventFd) {
+        for queue in &mut self.queues {
+            if let Some(chain) = queue.pop(&self.memory).unwrap() {
+                let head = chain.head_index();
+                queue.add_used(&self.memory, head, 0).unwrap();
+            }
+        }
+        let poller = Poller::new().unwrap();
+        poller.watch_readable(stop, 0).unwrap();
+        poller.wait(-1, &mut [Default::default()]).unwrap();
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        self.queues.iter().map(DeviceQueue::state).collect()
+    }
+}
+
+/// A device with such a worker.
 struct Probe {
-    worker: Option<WorkerThread<u32>>,
+    worker: WorkerHalf<ProbeWorker>,
     n_resets_while_active: u32,
     written: Vec<(u64, Vec<u8>)>,
     fails: bool,
@@ -16,7 +40,7 @@ struct Probe {
 impl Probe {
     fn boxed() -> Box<Self> {
         Box::new(Probe {
-            worker: None,
+            worker: WorkerHalf::Inactive,
             n_resets_while_active: 0,
             written: Vec::new(),
             fails: false,
@@ -49,25 +73,28 @@ impl VirtioDevice for Probe {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         assert_eq!(activation.queues.len(), 2);
-        assert!(self.worker.is_none());
+        assert!(matches!(self.worker, WorkerHalf::Inactive));
         if self.fails {
             return Err(ActivateError::BackendLost);
         }
-        let worker = WorkerThread::spawn("probe", move |stop| {
-            let poller = crate::devices::virtio::worker::Poller::new().unwrap();
-            poller.watch_readable(&stop, 0).unwrap();
-            poller.wait(-1, &mut [Default::default()]).unwrap();
-            u32::from(activation.queues[0].queue.event_idx_enabled())
-        });
-        self.worker = Some(worker.unwrap());
+        let Activation { memory, queues, .. } = activation;
+        self.worker = WorkerHalf::start("probe", ProbeWorker { memory, queues })?;
         Ok(())
     }
 
     fn reset(&mut self) {
         if let Some(worker) = self.worker.take() {
-            assert_eq!(worker.stop(), Some(1));
+            assert!(worker.queues[0].queue.event_idx_enabled());
             self.n_resets_while_active += 1;
         }
+    }
+
+    fn pause(&mut self) -> Option<Vec<QueueState>> {
+        self.worker.pause()
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        self.worker.resume()
     }
 
     fn counters(&self) -> Arc<dyn Counters> {

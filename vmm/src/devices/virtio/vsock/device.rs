@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use virtio_queue::QueueState;
 
 use super::handle::{Inbox, VsockHandle};
 use super::mux::Mux;
@@ -13,7 +14,7 @@ use super::worker::Worker;
 use super::{CLOSE_TIMEOUT, CONNECT_TIMEOUT, MAX_CONNECTIONS, QUEUE_SIZES};
 use crate::devices::virtio::counters::define_counters;
 use crate::devices::virtio::device::{COMMON_FEATURES, read_config_bytes};
-use crate::devices::virtio::worker::WorkerThread;
+use crate::devices::virtio::worker::WorkerHalf;
 use crate::devices::virtio::{ActivateError, Activation, Counters, VirtioDevice};
 
 define_counters!(
@@ -68,7 +69,9 @@ pub struct Vsock {
     counters: Arc<VsockCounters>,
     /// With the worker while there is one.
     on_guest_connect: Option<OnGuestConnect>,
-    worker: Option<WorkerThread<OnGuestConnect>>,
+    worker: WorkerHalf<Worker>,
+    /// The guest has connections that are not here.
+    announce_reset: bool,
 }
 
 impl std::fmt::Debug for Vsock {
@@ -104,7 +107,8 @@ impl Vsock {
                 inbox,
                 counters,
                 on_guest_connect,
-                worker: None,
+                worker: WorkerHalf::Inactive,
+                announce_reset: false,
             },
             handle,
         ))
@@ -129,12 +133,6 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let worker = Worker::new(activation, Arc::clone(&self.inbox), Arc::clone(&self.counters)).map_err(
-            |source| ActivateError::Host {
-                action: "watch the vsock queues",
-                source,
-            },
-        )?;
         let on_guest_connect = self.on_guest_connect.take().ok_or(ActivateError::BackendLost)?;
         let mux = Mux::new(
             u64::from(self.cid),
@@ -142,23 +140,37 @@ impl VirtioDevice for Vsock {
             on_guest_connect,
             Arc::clone(&self.counters),
         );
-        self.inbox.open();
-        let thread = WorkerThread::spawn("vsock", move |stop| worker.run(mux, &stop)).map_err(|source| {
-            self.inbox.close();
-            ActivateError::Host {
-                action: "start thread vsock",
+        let (inbox, counters) = (Arc::clone(&self.inbox), Arc::clone(&self.counters));
+        let mut worker =
+            Worker::new(mux, activation, inbox, counters).map_err(|source| ActivateError::Host {
+                action: "watch the vsock queues",
                 source,
-            }
-        })?;
-        self.worker = Some(thread);
+            })?;
+        if std::mem::take(&mut self.announce_reset) {
+            worker.announce_reset();
+        }
+        self.inbox.open();
+        self.worker = WorkerHalf::start("vsock", worker).inspect_err(|_| self.inbox.close())?;
         Ok(())
     }
 
     fn reset(&mut self) {
         if let Some(worker) = self.worker.take() {
             self.inbox.close();
-            self.on_guest_connect = worker.stop();
+            self.on_guest_connect = Some(worker.into_callback());
         }
+    }
+
+    fn pause(&mut self) -> Option<Vec<QueueState>> {
+        self.worker.pause()
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        self.worker.resume()
+    }
+
+    fn restored(&mut self) {
+        self.announce_reset = true;
     }
 
     fn counters(&self) -> Arc<dyn Counters> {

@@ -34,7 +34,7 @@ pub use handle::{ConnectError, ConnectReply, VsockHandle};
 
 /// The host's context id (`VMADDR_CID_HOST`).
 const HOST_CID: u64 = 2;
-/// Device to driver, driver to device, events (not used yet: nothing moves the guest).
+/// Device to driver, driver to device, events (one only: a restored guest's connections are gone).
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
 const RX_QUEUE: usize = 0;
 const TX_QUEUE: usize = 1;

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use virtio_queue::QueueState;
 use vmm_sys_util::epoll::EpollEvent;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -13,7 +14,7 @@ use super::mux::{FIRST_TOKEN, Mux};
 use super::packet::{self, HEADER_BYTES};
 use super::{MAX_DESCRIPTORS, QUEUE_SIZES, RX_QUEUE, TX_QUEUE};
 use crate::devices::virtio::chain::Buffers;
-use crate::devices::virtio::worker::{Poller, clear_event};
+use crate::devices::virtio::worker::{Poller, Serve, clear_event};
 use crate::devices::virtio::{Activation, DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::GuestMemory;
@@ -26,24 +27,46 @@ const _: () = assert!(INBOX < FIRST_TOKEN);
 
 /// Packets of one direction before everything else has its turn.
 const ROUND_PACKETS: usize = QUEUE_SIZES[RX_QUEUE] as usize;
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`, the id of the only event there is.
+const EVENT_TRANSPORT_RESET: u32 = 0;
 /// Events taken at a time.
 const ROUND_EVENTS: usize = 64;
 
 pub(super) struct Worker {
+    mux: Mux,
     memory: GuestMemory,
     interrupt: Interrupt,
     needs_reset: NeedsReset,
     rx: DeviceQueue,
     tx: DeviceQueue,
-    /// Kept so that its kick stays known; nothing is ever put into it.
-    _event: DeviceQueue,
+    event: DeviceQueue,
     inbox: Arc<Inbox>,
     counters: Arc<VsockCounters>,
     poller: Arc<Poller>,
 }
 
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").finish_non_exhaustive()
+    }
+}
+
+impl Serve for Worker {
+    fn serve(&mut self, stop: &EventFd) {
+        if self.serve_queues(stop).is_err() {
+            self.inbox.close();
+            self.needs_reset.raise();
+        }
+    }
+
+    fn queue_states(&self) -> Vec<QueueState> {
+        vec![self.rx.state(), self.tx.state(), self.event.state()]
+    }
+}
+
 impl Worker {
     pub(super) fn new(
+        mut mux: Mux,
         activation: Activation,
         inbox: Arc<Inbox>,
         counters: Arc<VsockCounters>,
@@ -63,39 +86,68 @@ impl Worker {
         poller.watch_readable(&tx.kick, TX_KICK)?;
         poller.watch_readable(inbox.event(), INBOX)?;
         let poller = Arc::new(poller);
+        mux.watch_with(Arc::clone(&poller));
         Ok(Worker {
+            mux,
             memory,
             interrupt,
             needs_reset,
             rx,
             tx,
-            _event: event,
+            event,
             inbox,
             counters,
             poller,
         })
     }
 
-    /// Serves queues and sockets until `stop` is readable; then all connections end.
-    pub(super) fn run(mut self, mut mux: Mux, stop: &EventFd) -> OnGuestConnect {
-        mux.watch_with(Arc::clone(&self.poller));
-        if self.serve(&mut mux, stop).is_err() {
+    /// Tells the driver that all connections it knows are gone (virtio 1.2, 5.10.6.7). A driver that has given no buffer
+    /// for events learns it connection by connection, by resets.
+    pub(super) fn announce_reset(&mut self) {
+        if self.send_reset_event().is_err() {
             self.needs_reset.raise();
         }
-        self.inbox.close();
-        mux.into_callback()
     }
 
-    fn serve(&mut self, mux: &mut Mux, stop: &EventFd) -> Result<(), QueueFailure> {
-        self.poller.watch_readable(stop, STOP)?;
+    fn send_reset_event(&mut self) -> Result<(), QueueFailure> {
+        let Some(chain) = self.event.pop(&self.memory)? else {
+            return Ok(());
+        };
+        let head = chain.head_index();
+        let written = Buffers::parse(chain, MAX_DESCRIPTORS).map_or(0, |buffers| {
+            buffers
+                .writable
+                .write(&self.memory, &EVENT_TRANSPORT_RESET.to_le_bytes())
+        });
+        self.event.add_used(&self.memory, head, written)?;
+        if self.event.needs_notification(&self.memory)? {
+            self.interrupt.trigger(InterruptCause::UsedBuffer);
+        }
+        Ok(())
+    }
+
+    /// Ends all connections, and gives back what outlives them.
+    pub(super) fn into_callback(self) -> OnGuestConnect {
+        self.mux.into_callback()
+    }
+
+    fn serve_queues(&mut self, stop: &EventFd) -> Result<(), QueueFailure> {
         let poller = Arc::clone(&self.poller);
+        poller.watch_readable(stop, STOP)?;
+        let result = self.serve_until_stopped(&poller);
+        // The next pause has another event.
+        poller.unwatch(stop);
+        result
+    }
+
+    fn serve_until_stopped(&mut self, poller: &Poller) -> Result<(), QueueFailure> {
         // The driver may have added packets before this thread looked.
         let mut more = true;
         loop {
             let timeout_ms = if more {
                 0
             } else {
-                timeout_ms(mux.until_deadline(Instant::now()))
+                timeout_ms(self.mux.until_deadline(Instant::now()))
             };
             let mut events = [EpollEvent::default(); ROUND_EVENTS];
             for event in poller.wait(timeout_ms, &mut events)? {
@@ -106,26 +158,26 @@ impl Worker {
                     INBOX => {
                         clear_event(self.inbox.event());
                         while let Some(connect) = self.inbox.pop() {
-                            mux.connect(connect, Instant::now());
+                            self.mux.connect(connect, Instant::now());
                         }
                     }
-                    number => mux.socket_ready(number, event.event_set()),
+                    number => self.mux.socket_ready(number, event.event_set()),
                 }
             }
-            mux.expire(Instant::now());
-            let congested = mux.is_congested();
-            more = self.take_packets(mux)?;
-            more |= self.give_packets(mux)?;
-            more |= congested && !mux.is_congested();
+            self.mux.expire(Instant::now());
+            let congested = self.mux.is_congested();
+            more = self.take_packets()?;
+            more |= self.give_packets()?;
+            more |= congested && !self.mux.is_congested();
         }
     }
 
     /// From the guest. `true` when there may be more at once.
-    fn take_packets(&mut self, mux: &mut Mux) -> Result<bool, QueueFailure> {
+    fn take_packets(&mut self) -> Result<bool, QueueFailure> {
         self.tx.suppress_kicks(&self.memory)?;
         let mut n_taken = 0;
         let more = loop {
-            while n_taken < ROUND_PACKETS && !mux.is_congested() {
+            while n_taken < ROUND_PACKETS && !self.mux.is_congested() {
                 let Some(chain) = self.tx.pop(&self.memory)? else {
                     break;
                 };
@@ -134,12 +186,12 @@ impl Worker {
                 let packet = Buffers::parse(chain, MAX_DESCRIPTORS)
                     .and_then(|buffers| packet::parse(buffers.readable, &self.memory));
                 match packet {
-                    Ok((header, data)) => mux.receive(&header, data, &self.memory),
+                    Ok((header, data)) => self.mux.receive(&header, data, &self.memory),
                     Err(_) => self.counters.bad_packets.increment(),
                 }
                 self.tx.add_used(&self.memory, head, 0)?;
             }
-            if mux.is_congested() {
+            if self.mux.is_congested() {
                 // Goes on when the guest has given buffers for the resets.
                 break false;
             }
@@ -157,13 +209,13 @@ impl Worker {
     }
 
     /// To the guest. `true` when there may be more at once.
-    fn give_packets(&mut self, mux: &mut Mux) -> Result<bool, QueueFailure> {
+    fn give_packets(&mut self) -> Result<bool, QueueFailure> {
         self.rx.suppress_kicks(&self.memory)?;
         let now = Instant::now();
         let mut n_given = 0;
         let mut more = true;
         while n_given < ROUND_PACKETS {
-            if !mux.has_packets() {
+            if !self.mux.has_packets() {
                 more = false;
                 break;
             }
@@ -182,7 +234,7 @@ impl Worker {
                 n_given += 1;
                 continue;
             };
-            match mux.fill(&room, &self.memory, now) {
+            match self.mux.fill(&room, &self.memory, now) {
                 Some(n) => {
                     self.rx.add_used(&self.memory, head, n)?;
                     n_given += 1;

@@ -1,0 +1,69 @@
+//! A guest that boots: kernel, initramfs, ACPI tables, registers at the kernel's entry.
+
+use std::fs::File;
+
+use super::{BuildError, Chassis, DeviceResources, Ground, new_generation_id};
+use crate::arch::{acpi, boot, layout, regs};
+use crate::kvm;
+use crate::memory;
+
+/// What every guest kernel is told, before what its owner adds.
+///
+/// - `loglevel=3`: a line on the serial console costs two VM exits per byte. Errors (level 3) are left out too, because
+///   every boot has one, that PCI is off.
+/// - `8250.nr_uarts=1`: Linux would probe three ports more.
+/// - `pci=off`: the kernel has PCI only because its ACPI needs it.
+/// - `tsc=reliable`: no watchdog beside the TSC, which KVM keeps in step.
+/// - `panic=-1`: a panic resets the machine at once, and the VM ends. (Told from a reset by the panic port.)
+const KERNEL_ARGS: &str = "console=ttyS0 8250.nr_uarts=1 loglevel=3 pci=off tsc=reliable panic=-1";
+
+impl Ground<'_> {
+    /// The machine in front of the first instruction of its kernel.
+    pub(super) fn boot(
+        &self,
+        mut kernel: File,
+        mut initrd: File,
+        resources: DeviceResources,
+    ) -> Result<(Chassis, Vec<kvm::Vcpu>), BuildError> {
+        let config = self.config;
+        // Loading the guest mostly copies, and takes about as long as making the VM.
+        let (kvm, (memory, entry)) = self.create_vm_beside(|| {
+            let ranges = layout::ram_ranges(config.memory_mib << 20);
+            let memory = memory::allocate(&ranges).map_err(BuildError::Memory)?;
+            let mut command_line = format!("{KERNEL_ARGS} {}", config.kernel_args);
+            if config.n_vcpus < config.n_possible_vcpus {
+                // The others cannot answer yet.
+                command_line += &format!(" maxcpus={}", config.n_vcpus);
+            }
+            let entry =
+                boot::load(&memory, &mut kernel, &mut initrd, &command_line).map_err(BuildError::Boot)?;
+            Ok((memory, entry))
+        })?;
+        kvm.set_memory(&memory).map_err(BuildError::Kvm)?;
+        let devices = self.make_devices(&kvm, &memory, None, resources)?;
+        acpi::write(
+            &memory,
+            config.n_possible_vcpus,
+            &devices.placed,
+            new_generation_id()?,
+        )
+        .map_err(BuildError::Acpi)?;
+        let (vcpus, cpuid) = self.create_vcpus(&kvm).map_err(BuildError::Kvm)?;
+        for vcpu in &vcpus {
+            vcpu.set_msrs(&regs::boot_msrs()).map_err(BuildError::Kvm)?;
+        }
+        if let Some(first) = vcpus.first() {
+            // The others wait for the kernel to start them.
+            first
+                .set_registers(&regs::boot_regs(entry, layout::START_INFO), regs::set_boot_sregs)
+                .map_err(BuildError::Kvm)?;
+        }
+        let chassis = Chassis {
+            kvm,
+            memory,
+            devices,
+            cpuid,
+        };
+        Ok((chassis, vcpus))
+    }
+}
