@@ -17,6 +17,8 @@ pub enum ErrorKind {
     PermissionDenied,
     /// A limit is reached.
     ResourceExhausted,
+    /// What was waited for did not come in time.
+    DeadlineExceeded,
     /// Everything else.
     Internal,
 }

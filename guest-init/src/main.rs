@@ -42,7 +42,7 @@ fn run() -> Result<()> {
         .build()
         .context(|| "start the event loop")?;
     runtime.block_on(async {
-        let sandbox = Sandbox::start(Config::default())?;
+        let sandbox = Sandbox::start(Config::of_guest()?)?;
         let api = format!("vsock://-1:{GUEST_API_PORT}");
         let server = service::serve(sandbox, &api, listen(STDIO_PORT)?).await?;
         tell_host().context(|| "tell the host that the guest is ready")?;

@@ -41,4 +41,8 @@ cases! {
     a_filter_of_the_specification_wins,
     counters_count,
     a_container_that_takes_too_much_memory_is_killed,
+    containers_see_the_ids_of_their_sandbox,
+    frozen_containers_stand_still,
+    a_clone_becomes_another_sandbox,
+    a_terminal_takes_another_host,
 }

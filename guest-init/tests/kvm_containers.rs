@@ -35,7 +35,15 @@ fn the_guest_does_what_it_must() {
             a_filter_of_the_specification_wins,
             counters_count,
             a_container_that_takes_too_much_memory_is_killed,
+            containers_see_the_ids_of_their_sandbox,
+            frozen_containers_stand_still,
+            a_clone_becomes_another_sandbox,
+            a_terminal_takes_another_host,
         }
+        run_case(guest, async |guest| {
+            cases::the_cpus_asked_for_are_online(guest, machine::N_VCPUS).await;
+        })
+        .await;
         let stats = guest.sandbox_stats().await;
         eprintln!("resident: {} KiB", stats.init_resident_bytes >> 10);
         assert!(stats.init_resident_bytes <= 4 << 20, "{stats}");

@@ -9,7 +9,10 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 
 use crate::{
-    container::spec::{Resources, Throttle},
+    container::{
+        freezer::Freezer,
+        spec::{Resources, Throttle},
+    },
     error::{Context, Error, Result},
 };
 
@@ -42,6 +45,12 @@ impl Hierarchy {
             }
         }
         Ok(Self { containers })
+    }
+
+    /// The freezer of all containers.
+    #[must_use]
+    pub fn freezer(&self) -> Freezer {
+        Freezer::new(self.containers.clone())
     }
 
     /// Makes the group of container `id` with its limits. On error nothing of it is left.

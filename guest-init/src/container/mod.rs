@@ -5,6 +5,7 @@
 
 pub mod capabilities;
 pub mod cgroup;
+pub mod freezer;
 pub mod mounts;
 pub mod plan;
 pub mod process;
@@ -30,6 +31,7 @@ use self::{
     plan::{Places, Stdio},
     process::{Ended, Process, State},
     program::Program,
+    stdio::Hold,
     user::Identity,
 };
 use crate::{
@@ -52,6 +54,8 @@ pub struct Container {
     /// Its root file system.
     pub rootfs: Rootfs,
     spec: spec::Spec,
+    /// The host name instead of the specification's.
+    renamed: Mutex<Option<String>>,
     places: Places,
     /// By exec id; the init's is empty.
     processes: Mutex<HashMap<String, Arc<Process>>>,
@@ -68,11 +72,11 @@ impl Container {
         spec: spec::Spec,
         rootfs: Rootfs,
         cgroup: Cgroup,
-        etc: &Path,
+        identity_files: &Path,
     ) -> std::result::Result<Self, Box<(Error, Rootfs, Cgroup)>> {
         let places = Places {
             rootfs: rootfs.path.clone(),
-            etc: etc.to_owned(),
+            identity_files: identity_files.to_owned(),
             devices: rootfs.path.with_file_name("devices"),
         };
         let prepared = (|| {
@@ -91,6 +95,7 @@ impl Container {
                 cgroup,
                 rootfs,
                 spec,
+                renamed: Mutex::default(),
                 places,
                 processes: Mutex::new(HashMap::from([(String::new(), Arc::new(init))])),
             }),
@@ -146,7 +151,7 @@ impl Container {
     ///
     /// # Errors
     /// As [`Process::finish_start`]; `FailedPrecondition` when it was started before or the container does not run.
-    pub async fn start(self: &Arc<Self>, exec_id: &str, reaper: &Reaper) -> Result<u32> {
+    pub async fn start(self: &Arc<Self>, exec_id: &str, reaper: &Reaper, hold: &Hold) -> Result<u32> {
         let process = self.process(exec_id)?;
         let is_init = exec_id.is_empty();
         // Looked up first: without a running init an exec stays as it is.
@@ -155,13 +160,13 @@ impl Container {
         } else {
             Some(self.init()?.running()?)
         };
-        let (stdio, ends) = process.begin_start()?;
+        let (stdio, ends) = process.begin_start(hold)?;
         let oom_kills_before = self.cgroup.oom_kills();
         let begun = (|| {
             let (ours, theirs) = process::report_channel()?;
             let (program, child) = match &init {
                 None => {
-                    let program = plan::init(&self.spec, &process.identity, &self.places, stdio)?;
+                    let program = self.plan_init(&process.identity, stdio)?;
                     let child = self.spawn(plan::namespaces(&self.spec)?, &program, &theirs)?;
                     (program, child)
                 }
@@ -198,6 +203,60 @@ impl Container {
             process.set_ended(Ended { exit, oom_killed });
         });
         Ok(pid)
+    }
+
+    fn plan_init(&self, identity: &Identity, stdio: Stdio) -> Result<Program> {
+        let renamed = self.renamed.lock().expect("no panic while held");
+        match &*renamed {
+            None => plan::init(&self.spec, identity, &self.places, stdio),
+            Some(hostname) => {
+                let spec = spec::Spec {
+                    hostname: Some(hostname.clone()),
+                    ..self.spec.clone()
+                };
+                plan::init(&spec, identity, &self.places, stdio)
+            }
+        }
+    }
+
+    /// The sandbox, which was called `old`, is called `new`: so is the container, if it has a host name of its own that
+    /// was the sandbox's.
+    ///
+    /// # Errors
+    /// When the name cannot be set.
+    pub fn rename(&self, old: &str, new: &str) -> Result<()> {
+        if plan::namespaces(&self.spec)? & libc::CLONE_NEWUTS == 0 {
+            return Ok(());
+        }
+        let mut renamed = self.renamed.lock().expect("no panic while held");
+        if renamed.as_deref().or(self.spec.hostname.as_deref()) != Some(old) {
+            return Ok(());
+        }
+        if let Ok((_, init)) = self.init()?.running() {
+            let own = File::open("/proc/self/ns/uts").context(|| "open /proc/self/ns/uts")?;
+            sys::namespace::join(init.as_fd(), libc::CLONE_NEWUTS)
+                .context(|| format!("join the UTS namespace of container {:?}", self.id))?;
+            let named = rustix::system::sethostname(new.as_bytes());
+            sys::namespace::join(own.as_fd(), libc::CLONE_NEWUTS)
+                .context(|| "return to the guest's UTS namespace")?;
+            named.context(|| format!("set the host name {new:?} of container {:?}", self.id))?;
+        }
+        *renamed = Some(new.to_owned());
+        Ok(())
+    }
+
+    /// See [`Process::lose_streams`].
+    pub fn lose_streams(&self) {
+        for process in self.processes.lock().expect("no panic while held").values() {
+            process.lose_streams();
+        }
+    }
+
+    /// See [`Process::give_up_streams`].
+    pub fn give_up_streams(&self) {
+        for process in self.processes.lock().expect("no panic while held").values() {
+            process.give_up_streams();
+        }
     }
 
     fn spawn(&self, namespaces: i32, program: &Program, report: &OwnedFd) -> Result<sys::clone::Child> {

@@ -20,6 +20,7 @@ use crate::{
         user::Identity,
     },
     error::{Error, Result},
+    identity::{Access, FILES},
     sys::{exec::ExecImage, mount::MountAttributes},
 };
 
@@ -28,8 +29,8 @@ use crate::{
 pub struct Places {
     /// The mounted root file system.
     pub rootfs: PathBuf,
-    /// `hosts`, `hostname` and `resolv.conf` of the sandbox.
-    pub etc: PathBuf,
+    /// The files of the sandbox's identity.
+    pub identity_files: PathBuf,
     /// Nodes of the specification's own devices, named by their index.
     pub devices: PathBuf,
 }
@@ -53,8 +54,6 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 ];
-/// Files of the sandbox's in `/etc`.
-const ETC_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 /// Where a program is looked for without `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most directories of `PATH` that are looked at.
@@ -117,7 +116,7 @@ pub fn init(spec: &spec::Spec, identity: &Identity, places: &Places, stdio: Stdi
     }
     devices(spec, places, &mut steps)?;
     let read_only = spec.root.as_ref().is_some_and(|root| root.readonly);
-    etc_files(&all_mounts, places, read_only, &mut steps)?;
+    identity_files(&all_mounts, places, read_only, &mut steps)?;
     steps.push(Step::MakeDirectory {
         path: in_root("process.cwd", &process.cwd)?,
     });
@@ -201,22 +200,31 @@ fn devices(spec: &spec::Spec, places: &Places, steps: &mut Vec<Step>) -> Result<
     Ok(())
 }
 
-fn etc_files(mounts: &[spec::Mount], places: &Places, read_only: bool, steps: &mut Vec<Step>) -> Result<()> {
-    for name in ETC_FILES {
-        let path = format!("/etc/{name}");
-        if mounts.iter().any(|mount| mount.destination == path) {
+fn identity_files(
+    mounts: &[spec::Mount],
+    places: &Places,
+    read_only: bool,
+    steps: &mut Vec<Step>,
+) -> Result<()> {
+    let has_proc = mounts
+        .iter()
+        .any(|mount| mount.destination == "/proc" && mount.kind == "proc");
+    for (name, path, access) in FILES {
+        let is_given = mounts.iter().any(|mount| mount.destination == path);
+        // Whatever else is mounted there has no place for it.
+        if is_given || (path.starts_with("/proc/") && !has_proc) {
             continue;
         }
         let mut attributes = MountAttributes {
             set: libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
             ..Default::default()
         };
-        if read_only {
+        if read_only || access == Access::ReadOnly {
             attributes.set |= libc::MOUNT_ATTR_RDONLY;
         }
         steps.push(Step::Bind {
-            source: c_path(&places.etc.join(name))?,
-            target: in_root("mounts", &path)?,
+            source: c_path(&places.identity_files.join(name))?,
+            target: in_root("mounts", path)?,
             recursive: false,
             attributes,
         });

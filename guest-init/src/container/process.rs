@@ -33,7 +33,7 @@ use crate::{
         plan::Stdio,
         program::{Program, REPORT_BYTES, Step, parse_report},
         spec,
-        stdio::{self, Connected},
+        stdio::{self, Connected, Forsaken, Hold, Line},
         user::Identity,
     },
     error::{Context, Error, ErrorKind, Result},
@@ -41,9 +41,6 @@ use crate::{
     stream::Stream,
     sys::{self, clone::Child},
 };
-
-/// Answer to the first line of a connection (`protocol/protos/guest.proto`).
-const ACK: u8 = 0x06;
 
 /// A standard stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
@@ -96,15 +93,19 @@ pub struct Process {
     /// Whom it runs as.
     pub identity: Identity,
     state: watch::Sender<State>,
+    /// Until it is started.
     connected: Mutex<HashMap<StreamName, Connected>>,
+    /// Since then.
+    lines: Mutex<HashMap<StreamName, Arc<Line>>>,
     terminal: Mutex<Option<Arc<Stream>>>,
 }
 
 /// Our ends of what a new process reads and writes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ends {
-    input: Option<(Arc<Stream>, Connected)>,
-    outputs: Vec<(Arc<Stream>, Option<Connected>)>,
+    hold: Hold,
+    input: Option<(Arc<Stream>, Arc<Line>)>,
+    outputs: Vec<(Arc<Stream>, Arc<Line>)>,
 }
 
 impl Process {
@@ -116,6 +117,7 @@ impl Process {
             identity,
             state: watch::Sender::new(State::Created),
             connected: Mutex::default(),
+            lines: Mutex::default(),
             terminal: Mutex::default(),
         }
     }
@@ -126,14 +128,28 @@ impl Process {
         self.state.borrow().clone()
     }
 
-    /// Gives it a stream of the host's, and tells the host so.
+    /// Gives it a stream of the host's, and tells the host so: one it will be started with, or one that was lost.
     ///
     /// # Errors
-    /// `FailedPrecondition` once it is started, `AlreadyExists` for a second stream of the same name, `Internal` when the
-    /// host has gone.
+    /// `FailedPrecondition` when it was started without the stream, or has ended; `AlreadyExists` for a second stream of
+    /// the same name, `Internal` when the host has gone.
     pub fn connect(&self, name: StreamName, connected: Connected) -> Result<()> {
-        if !matches!(*self.state.borrow(), State::Created) {
-            return Err(Error::precondition("the process is started already"));
+        match *self.state.borrow() {
+            State::Created => {}
+            State::Starting | State::Running { .. } => {
+                let line = self
+                    .lines
+                    .lock()
+                    .expect("no panic while held")
+                    .get(&name)
+                    .cloned();
+                return line
+                    .ok_or_else(|| Error::precondition(format!("the process was started without {name:?}")))?
+                    .connect(connected);
+            }
+            State::Ended(_) | State::Failed | State::Deleted => {
+                return Err(Error::precondition("the process has ended"));
+            }
         }
         let mut streams = self.connected.lock().expect("no panic while held");
         if streams.contains_key(&name) {
@@ -142,20 +158,31 @@ impl Process {
                 format!("{name:?} is connected already"),
             ));
         }
-        // One byte on a new connection always fits.
-        connected
-            .stream
-            .try_write(&[ACK])
-            .context(|| format!("acknowledge {name:?}"))?;
+        connected.acknowledge()?;
         streams.insert(name, connected);
         Ok(())
+    }
+
+    /// This is a clone: the host has none of the streams any more.
+    pub fn lose_streams(&self) {
+        self.connected.lock().expect("no panic while held").clear();
+        for line in self.lines.lock().expect("no panic while held").values() {
+            line.lose();
+        }
+    }
+
+    /// Streams that are still lost are not waited for any longer.
+    pub fn give_up_streams(&self) {
+        for line in self.lines.lock().expect("no panic while held").values() {
+            line.give_up();
+        }
     }
 
     /// Takes the step from `Created` to `Starting` and makes what the process reads and writes.
     ///
     /// # Errors
     /// `FailedPrecondition` when it was started before.
-    pub fn begin_start(&self) -> Result<(Stdio, Ends)> {
+    pub fn begin_start(&self, hold: &Hold) -> Result<(Stdio, Ends)> {
         let mut is_created = false;
         self.state.send_if_modified(|state| {
             is_created = matches!(state, State::Created);
@@ -167,15 +194,19 @@ impl Process {
         if !is_created {
             return Err(Error::precondition("the process was started before"));
         }
-        let result = self.make_stdio();
+        let result = self.make_stdio(hold);
         if result.is_err() {
             self.fail();
         }
         result
     }
 
-    fn make_stdio(&self) -> Result<(Stdio, Ends)> {
-        let mut ends = Ends::default();
+    fn make_stdio(&self, hold: &Hold) -> Result<(Stdio, Ends)> {
+        let mut ends = Ends {
+            hold: hold.clone(),
+            input: None,
+            outputs: Vec::new(),
+        };
         if self.spec.terminal {
             return Ok((Stdio::Terminal, ends));
         }
@@ -197,10 +228,11 @@ impl Process {
                 (read, write)
             };
             let ours = Arc::new(Stream::new(ours).context(|| "watch a pipe")?);
+            let line = self.line(name, Some(stream), Forsaken::Closed, hold);
             if name == StreamName::Stdin {
-                ends.input = Some((ours, stream));
+                ends.input = Some((ours, line));
             } else {
-                ends.outputs.push((ours, Some(stream)));
+                ends.outputs.push((ours, line));
             }
             Ok(theirs)
         };
@@ -212,9 +244,23 @@ impl Process {
         Ok((Stdio::Streams(streams), ends))
     }
 
+    fn line(
+        &self,
+        name: StreamName,
+        stream: Option<Connected>,
+        forsaken: Forsaken,
+        hold: &Hold,
+    ) -> Arc<Line> {
+        let line = Arc::new(Line::new(stream, forsaken, hold.clone()));
+        let mut lines = self.lines.lock().expect("no panic while held");
+        lines.insert(name, Arc::clone(&line));
+        line
+    }
+
     /// It could not be started: its streams end.
     pub fn fail(&self) {
         self.connected.lock().expect("no panic while held").clear();
+        self.lines.lock().expect("no panic while held").clear();
         self.state.send_replace(State::Failed);
     }
 
@@ -253,12 +299,14 @@ impl Process {
         if let Some(terminal) = terminal {
             let terminal = Arc::new(terminal);
             let mut connected = self.connected.lock().expect("no panic while held");
-            ends.input = connected
-                .remove(&StreamName::Stdin)
-                .map(|stream| (Arc::clone(&terminal), stream));
+            ends.input = connected.remove(&StreamName::Stdin).map(|stream| {
+                let line = self.line(StreamName::Stdin, Some(stream), Forsaken::Closed, &ends.hold);
+                (Arc::clone(&terminal), line)
+            });
             // Without a reader it is read all the same: a full terminal would stop the program.
-            ends.outputs
-                .push((Arc::clone(&terminal), connected.remove(&StreamName::Stdout)));
+            let output = connected.remove(&StreamName::Stdout);
+            let line = self.line(StreamName::Stdout, output, Forsaken::Dropped, &ends.hold);
+            ends.outputs.push((Arc::clone(&terminal), line));
             *self.terminal.lock().expect("no panic while held") = Some(terminal);
         }
         let pid = child.pid.unsigned_abs();
@@ -267,20 +315,13 @@ impl Process {
             pidfd: Arc::new(child.pidfd),
         });
         let ended = watch::Sender::new(false);
-        if let Some((pipe, stream)) = ends.input {
-            tokio::spawn(stdio::pump_input(stream, pipe, ended.subscribe()));
+        if let Some((pipe, line)) = ends.input {
+            tokio::spawn(stdio::pump_input(line, pipe, ended.subscribe()));
         }
         let outputs = ends
             .outputs
             .into_iter()
-            .map(|(pipe, stream)| {
-                tokio::spawn(stdio::pump_output(
-                    pipe,
-                    stream,
-                    ended.subscribe(),
-                    self.spec.terminal,
-                ))
-            })
+            .map(|(pipe, line)| tokio::spawn(stdio::pump_output(pipe, line, ended.subscribe())))
             .collect();
         Ok(Running { pid, ended, outputs })
     }
@@ -288,6 +329,7 @@ impl Process {
     /// It has ended, all told.
     pub fn set_ended(&self, ended: Ended) {
         self.terminal.lock().expect("no panic while held").take();
+        self.lines.lock().expect("no panic while held").clear();
         self.state.send_replace(State::Ended(ended));
     }
 

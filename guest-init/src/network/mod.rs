@@ -4,8 +4,11 @@ mod netlink;
 
 use std::net::IpAddr;
 
-use self::netlink::{Message, Socket};
-use crate::error::{Context, Error, Result};
+use self::netlink::{Link, LinkChange, Message, Socket};
+use crate::{
+    error::{Context, Error, Result},
+    identity::Origin,
+};
 
 /// An interface as the host wants it; checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,47 +94,117 @@ fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
     Some((address, length))
 }
 
-/// Brings up the loopback interface and sets up `interfaces`.
-///
-/// # Errors
-/// `NotFound` when no interface has the MAC address, else what the kernel answers.
-pub fn configure(interfaces: &[Interface]) -> Result<()> {
-    let mut socket = Socket::open().context(|| "open a netlink socket")?;
-    let links = socket.links().context(|| "list the network interfaces")?;
-    if let Some(loopback) = links.iter().find(|link| link.is_loopback) {
-        socket
-            .request(Message::set_link(loopback.index, None, 0))
-            .context(|| "bring up lo")?;
-    }
-    for interface in interfaces {
-        let link = links
-            .iter()
-            .find(|link| link.mac == interface.mac)
-            .ok_or_else(|| {
-                Error::not_found(format!(
-                    "no network interface has the MAC address {}",
-                    show_mac(interface.mac)
-                ))
-            })?;
-        let name = &interface.name;
-        // A name can be changed while the interface is down only, so this comes before bringing it up.
-        socket
-            .request(Message::set_link(link.index, Some(name), interface.mtu))
-            .context(|| {
-                format!(
-                    "rename {} to {name}, set its MTU to {} and bring it up",
-                    link.name, interface.mtu
-                )
-            })?;
-        for (address, length) in &interface.addresses {
+/// The network of the guest.
+#[derive(Debug)]
+pub struct Network {
+    socket: Socket,
+    /// As they were when the guest started, with the changes made here since.
+    links: Vec<Link>,
+    /// With the index of the link.
+    configured: Vec<(u32, Interface)>,
+}
+
+impl Network {
+    /// Looks which interfaces there are, and brings up the loopback interface.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn open() -> Result<Self> {
+        let mut socket = Socket::open().context(|| "open a netlink socket")?;
+        let links = socket.links().context(|| "list the network interfaces")?;
+        if let Some(loopback) = links.iter().find(|link| link.is_loopback) {
             socket
-                .request(Message::add_address(link.index, *address, *length))
-                .context(|| format!("add {address}/{length} to {name}"))?;
+                .request(Message::bring_up(loopback.index, LinkChange::default()))
+                .context(|| "bring up lo")?;
         }
-        for gateway in &interface.gateways {
-            socket
-                .request(Message::add_default_route(link.index, *gateway))
-                .context(|| format!("add the default route through {gateway} on {name}"))?;
+        Ok(Self {
+            socket,
+            links,
+            configured: Vec::new(),
+        })
+    }
+
+    /// Sets up `interfaces`; those set up before lose what they were given.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such interface, else what the kernel answers; can be called again then.
+    pub fn configure(&mut self, interfaces: &[Interface], origin: Origin) -> Result<()> {
+        while let Some((index, interface)) = self.configured.last() {
+            retire(&mut self.socket, *index, interface)?;
+            self.configured.pop();
+        }
+        for interface in interfaces {
+            let link = find(&self.links, interface.mac, origin)?;
+            let index = link.index;
+            // First, so that what is half done is undone by the next call.
+            self.configured.push((index, interface.clone()));
+            set_up(&mut self.socket, link, interface)?;
+            for link in self.links.iter_mut().filter(|link| link.index == index) {
+                link.name.clone_from(&interface.name);
+                link.mac = interface.mac;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The interface with address `mac`; in a clone, which still has its template's, else the machine's only one.
+fn find(links: &[Link], mac: [u8; 6], origin: Origin) -> Result<&Link> {
+    if let Some(link) = links.iter().find(|link| link.mac == mac) {
+        return Ok(link);
+    }
+    let mut of_machine = links.iter().filter(|link| link.is_virtio);
+    match (origin, of_machine.next(), of_machine.next()) {
+        (Origin::Cloned, Some(link), None) => Ok(link),
+        _ => Err(Error::not_found(format!(
+            "no network interface has the MAC address {}",
+            show_mac(mac)
+        ))),
+    }
+}
+
+fn set_up(socket: &mut Socket, link: &Link, interface: &Interface) -> Result<()> {
+    let name = &interface.name;
+    // A name can be changed while the interface is down only, so this comes with bringing it up.
+    let change = LinkChange {
+        name: Some(name),
+        mac: (link.mac != interface.mac).then_some(interface.mac),
+        mtu: interface.mtu,
+    };
+    socket
+        .request(Message::bring_up(link.index, change))
+        .context(|| {
+            format!(
+                "rename {} to {name}, set its MAC address to {} and its MTU to {}, and bring it up",
+                link.name,
+                show_mac(interface.mac),
+                interface.mtu
+            )
+        })?;
+    for (address, length) in &interface.addresses {
+        socket
+            .request(Message::add_address(link.index, *address, *length))
+            .context(|| format!("add {address}/{length} to {name}"))?;
+    }
+    for gateway in &interface.gateways {
+        socket
+            .request(Message::add_default_route(link.index, *gateway))
+            .context(|| format!("add the default route through {gateway} on {name}"))?;
+    }
+    Ok(())
+}
+
+/// Takes the interface down, with its routes, and its addresses away.
+fn retire(socket: &mut Socket, index: u32, interface: &Interface) -> Result<()> {
+    let name = &interface.name;
+    socket
+        .request(Message::take_down(index))
+        .context(|| format!("take {name} down"))?;
+    for (address, length) in &interface.addresses {
+        match socket.request(Message::remove_address(index, *address, *length)) {
+            // IPv6 addresses went with the interface; a container may have taken others away.
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
+            result => result.context(|| format!("take {address}/{length} from {name}"))?,
         }
     }
     Ok(())
@@ -144,6 +217,35 @@ fn show_mac(mac: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn link(index: u32, mac: u8, is_virtio: bool) -> Link {
+        Link {
+            index,
+            name: format!("eth{index}"),
+            mac: [mac; 6],
+            is_loopback: false,
+            is_virtio,
+        }
+    }
+
+    #[test]
+    fn a_clones_interface_is_the_machines_only_one() {
+        let found = |links: &[Link], origin| find(links, [2; 6], origin).map(|link| link.index).ok();
+        let (dummy, template, own) = (link(1, 8, false), link(2, 9, true), link(3, 2, true));
+        for (links, booted, cloned) in [
+            (vec![dummy.clone(), template.clone()], None, Some(2)),
+            (
+                vec![dummy.clone(), template.clone(), own.clone()],
+                Some(3),
+                Some(3),
+            ),
+            (vec![template.clone(), link(4, 7, true)], None, None),
+            (vec![dummy], None, None),
+        ] {
+            assert_eq!(found(&links, Origin::Booted), booted, "{links:?}");
+            assert_eq!(found(&links, Origin::Cloned), cloned, "{links:?}");
+        }
+    }
 
     #[test]
     fn wrong_interfaces_are_named() {

@@ -9,6 +9,7 @@ const NLMSG_DONE: u16 = 3;
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
@@ -21,6 +22,7 @@ const IFINFO_BYTES: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_OIF: u16 = 4;
@@ -40,6 +42,17 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) mac: [u8; 6],
     pub(super) is_loopback: bool,
+    /// A network device of the machine's, not one made in the guest.
+    pub(super) is_virtio: bool,
+}
+
+/// What to change on an interface before it is brought up.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct LinkChange<'a> {
+    pub(super) name: Option<&'a str>,
+    pub(super) mac: Option<[u8; 6]>,
+    /// 0 leaves it.
+    pub(super) mtu: u32,
 }
 
 /// A request without its header.
@@ -67,18 +80,13 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 impl Message {
-    /// Brings interface `index` up; gives it a name, and an MTU unless 0.
-    pub(super) fn set_link(index: u32, name: Option<&str>, mtu: u32) -> Self {
-        let mut message = Self {
-            kind: RTM_NEWLINK,
-            flags: 0,
-            body: Vec::new(),
-        };
-        // struct ifinfomsg: family, padding, type, index, flags, mask of flags to change.
-        message.body.extend([0; 4]);
-        message.body.extend(index.to_ne_bytes());
-        message.body.extend(IFF_UP.to_ne_bytes());
-        message.body.extend(IFF_UP.to_ne_bytes());
+    /// Brings interface `index` up after changing it.
+    pub(super) fn bring_up(index: u32, change: LinkChange<'_>) -> Self {
+        let mut message = Self::link(index, IFF_UP);
+        let LinkChange { name, mac, mtu } = change;
+        if let Some(mac) = mac {
+            message.attribute(IFLA_ADDRESS, &mac);
+        }
         if let Some(name) = name {
             let mut value = name.as_bytes().to_vec();
             value.push(0);
@@ -90,11 +98,43 @@ impl Message {
         message
     }
 
+    /// Takes interface `index` down, which takes its routes and IPv6 addresses away.
+    pub(super) fn take_down(index: u32) -> Self {
+        Self::link(index, 0)
+    }
+
+    fn link(index: u32, flags: u32) -> Self {
+        let mut message = Self {
+            kind: RTM_NEWLINK,
+            flags: 0,
+            body: Vec::new(),
+        };
+        // struct ifinfomsg: family, padding, type, index, flags, mask of flags to change.
+        message.body.extend([0; 4]);
+        message.body.extend(index.to_ne_bytes());
+        message.body.extend(flags.to_ne_bytes());
+        message.body.extend(IFF_UP.to_ne_bytes());
+        message
+    }
+
     /// Gives interface `index` an address, replacing the same one.
     pub(super) fn add_address(index: u32, address: IpAddr, prefix_length: u8) -> Self {
+        let mut message = Self::address(index, address, prefix_length);
+        (message.kind, message.flags) = (RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE);
+        message
+    }
+
+    /// Takes an address from interface `index`.
+    pub(super) fn remove_address(index: u32, address: IpAddr, prefix_length: u8) -> Self {
+        let mut message = Self::address(index, address, prefix_length);
+        message.kind = RTM_DELADDR;
+        message
+    }
+
+    fn address(index: u32, address: IpAddr, prefix_length: u8) -> Self {
         let mut message = Self {
-            kind: RTM_NEWADDR,
-            flags: NLM_F_CREATE | NLM_F_REPLACE,
+            kind: 0,
+            flags: 0,
             body: Vec::new(),
         };
         // struct ifaddrmsg. The host's address management knows of no duplicates, so none are looked for: an IPv6
@@ -260,6 +300,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
         name: String::new(),
         mac: [0; 6],
         is_loopback: u32_at(body, 8)? & IFF_LOOPBACK != 0,
+        is_virtio: false,
     };
     let mut rest = body.get(IFINFO_BYTES..)?;
     while let (Some(length), Some(kind)) = (u16_at(rest, 0), u16_at(rest, 2)) {
@@ -270,6 +311,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
                 link.name = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
             }
             IFLA_ADDRESS => link.mac = value.try_into().unwrap_or([0; 6]),
+            IFLA_PARENT_DEV_BUS_NAME => link.is_virtio = value == b"virtio\0",
             _ => {}
         }
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
@@ -283,23 +325,31 @@ mod tests {
 
     #[test]
     fn a_link_is_read_back_from_its_message() {
-        let mut message = Message::set_link(7, Some("eth0"), 1400);
-        message.attribute(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 9]);
-        let link = parse_link(&message.body).unwrap();
-        assert_eq!(
-            link,
-            Link {
-                index: 7,
-                name: "eth0".into(),
-                mac: [2, 0, 0, 0, 0, 9],
-                is_loopback: false
-            }
-        );
+        let mac = [2, 0, 0, 0, 0, 9];
+        let change = LinkChange {
+            name: Some("eth0"),
+            mac: Some(mac),
+            mtu: 1400,
+        };
+        for (bus, is_virtio) in [(&b"virtio\0"[..], true), (b"pci\0", false)] {
+            let mut message = Message::bring_up(7, change);
+            message.attribute(IFLA_PARENT_DEV_BUS_NAME, bus);
+            assert_eq!(
+                parse_link(&message.body).unwrap(),
+                Link {
+                    index: 7,
+                    name: "eth0".into(),
+                    mac,
+                    is_loopback: false,
+                    is_virtio,
+                }
+            );
+        }
     }
 
     #[test]
     fn cut_messages_are_no_links() {
-        let message = Message::set_link(7, Some("eth0"), 0);
+        let message = Message::bring_up(7, LinkChange::default());
         for length in 0..IFINFO_BYTES {
             assert!(parse_link(&message.body[..length]).is_none());
         }

@@ -1,8 +1,8 @@
 //! Messages to domain types and back.
 
 use protocol::guest::{
-    ConfigureSandboxRequest, ContainerStatsResponse, Event, GetEventsResponse, NetworkStats,
-    SandboxStatsResponse, Slice as SliceMessage, event::Kind,
+    ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerStatsResponse, Event, GetEventsResponse,
+    NetworkStats, SandboxStatsResponse, Slice as SliceMessage, event::Kind,
 };
 use serde::de::DeserializeOwned;
 
@@ -10,8 +10,8 @@ use crate::{
     boot::clock,
     error::{Error, Result},
     events,
+    identity::{Id, Identity, Ids, Origin},
     network::Interface,
-    sandbox::Identity,
     stats::{ContainerStats, SandboxStats},
     storage::Slice,
 };
@@ -56,8 +56,18 @@ pub(super) fn identity(request: ConfigureSandboxRequest) -> Result<Identity> {
         .collect::<Result<_>>()?;
     let scratch = slice("scratch", request.scratch.as_ref())?;
     let dns = request.dns.into_option().unwrap_or_default();
+    let machine_id = (!request.machine_id.is_empty())
+        .then(|| Id::parse_hex("machine_id", &request.machine_id))
+        .transpose()?;
     Ok(Identity {
+        origin: if request.is_clone {
+            Origin::Cloned
+        } else {
+            Origin::Booted
+        },
         hostname: request.hostname,
+        machine_id,
+        n_vcpus: request.n_vcpus,
         interfaces,
         nameservers: dns.nameservers,
         searches: dns.searches,
@@ -72,6 +82,16 @@ pub(super) fn identity(request: ConfigureSandboxRequest) -> Result<Identity> {
         scratch,
         sysctls: request.sysctls,
     })
+}
+
+pub(super) fn configured(ready_us: u64, ids: Ids) -> ConfigureSandboxResponse {
+    ConfigureSandboxResponse {
+        ready_us,
+        machine_id: ids.machine.hex(),
+        boot_id: ids.boot.uuid(),
+        generation: ids.generation.uuid(),
+        ..Default::default()
+    }
 }
 
 pub(super) fn container_stats(stats: ContainerStats) -> ContainerStatsResponse {

@@ -21,6 +21,8 @@ use ttrpc::r#async::{Server, TtrpcContext};
 use self::{status::status, stdio::StdioServer};
 use crate::{
     boot,
+    container::Container,
+    containers::Containers,
     error::{Error, Result},
     sandbox::Sandbox,
     stats,
@@ -52,6 +54,12 @@ struct Service {
     sandbox: Arc<Sandbox>,
 }
 
+impl Service {
+    fn container(&self, id: &str) -> Result<Arc<Container>> {
+        self.sandbox.containers()?.get(id)
+    }
+}
+
 /// Runs `work` to its end even when the caller goes away: a request half done would leave half a container.
 async fn shielded<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
@@ -74,11 +82,29 @@ impl Guest for Service {
         _: &TtrpcContext,
         request: ConfigureSandboxRequest,
     ) -> ttrpc::Result<ConfigureSandboxResponse> {
-        let ready_us = convert::identity(request).and_then(|identity| self.sandbox.configure(identity));
-        Ok(ConfigureSandboxResponse {
-            ready_us: ready_us.map_err(status)?,
-            ..Default::default()
-        })
+        let sandbox = Arc::clone(&self.sandbox);
+        let ids = shielded(async move { sandbox.configure(convert::identity(request)?).await }).await?;
+        Ok(convert::configured(self.sandbox.ready_us(), ids))
+    }
+
+    async fn freeze(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        let sandbox = Arc::clone(&self.sandbox);
+        shielded(async move { sandbox.freeze().await }).await?;
+        Ok(Empty::new())
+    }
+
+    async fn adopt_identity(
+        &self,
+        _: &TtrpcContext,
+        request: ConfigureSandboxRequest,
+    ) -> ttrpc::Result<ConfigureSandboxResponse> {
+        let sandbox = Arc::clone(&self.sandbox);
+        let ids = shielded(async move { sandbox.adopt(convert::identity(request)?).await }).await?;
+        Ok(convert::configured(self.sandbox.ready_us(), ids))
+    }
+
+    async fn thaw(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        empty(self.sandbox.containers().and_then(Containers::thaw))
     }
 
     async fn create_container(
@@ -90,7 +116,9 @@ impl Guest for Service {
             let image = convert::slice("rootfs", request.rootfs.as_ref())?
                 .ok_or_else(|| Error::invalid("rootfs is missing: give the slice of the image"))?;
             let spec = convert::json("spec", &request.spec)?;
-            self.sandbox.create_container(&request.container_id, image, spec)
+            self.sandbox
+                .containers()?
+                .create(&request.container_id, image, spec)
         };
         empty(create())
     }
@@ -101,8 +129,7 @@ impl Guest for Service {
                 return Err(Error::invalid("exec_id is empty: that is the container's init"));
             }
             let process = convert::json("process", &request.process)?;
-            self.sandbox
-                .container(&request.container_id)?
+            self.container(&request.container_id)?
                 .create_process(&request.exec_id, process)
         };
         empty(create())
@@ -115,7 +142,8 @@ impl Guest for Service {
     ) -> ttrpc::Result<StartProcessResponse> {
         let sandbox = Arc::clone(&self.sandbox);
         let pid = shielded(async move {
-            sandbox
+            let containers = sandbox.containers()?;
+            containers
                 .start_process(&request.container_id, &request.exec_id)
                 .await
         });
@@ -131,7 +159,7 @@ impl Guest for Service {
                 .ok()
                 .filter(|number| (1..=64).contains(number))
                 .ok_or_else(|| Error::invalid(format!("signal is {}: give 1 to 64", request.signal)))?;
-            let container = self.sandbox.container(&request.container_id)?;
+            let container = self.container(&request.container_id)?;
             match (request.all, request.exec_id.is_empty()) {
                 (true, true) => container.signal_all(number),
                 (true, false) => Err(Error::invalid("all is set: exec_id must be empty")),
@@ -147,10 +175,7 @@ impl Guest for Service {
         request: ProcessRequest,
     ) -> ttrpc::Result<WaitProcessResponse> {
         let wait = async {
-            let process = self
-                .sandbox
-                .container(&request.container_id)?
-                .process(&request.exec_id)?;
+            let process = self.container(&request.container_id)?.process(&request.exec_id)?;
             process.wait().await
         };
         let ended = wait.await.map_err(status)?;
@@ -172,10 +197,7 @@ impl Guest for Service {
                 u16::try_from(value)
                     .map_err(|_| Error::invalid(format!("{name} is {value}: give at most 65535")))
             };
-            let process = self
-                .sandbox
-                .container(&request.container_id)?
-                .process(&request.exec_id)?;
+            let process = self.container(&request.container_id)?.process(&request.exec_id)?;
             process.resize(size("rows", request.rows)?, size("columns", request.columns)?)
         };
         empty(resize())
@@ -184,12 +206,11 @@ impl Guest for Service {
     async fn delete_process(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<Empty> {
         if request.exec_id.is_empty() {
             let sandbox = Arc::clone(&self.sandbox);
-            shielded(async move { sandbox.delete_container(&request.container_id).await }).await?;
+            shielded(async move { sandbox.containers()?.delete(&request.container_id).await }).await?;
             return Ok(Empty::new());
         }
         empty(
-            self.sandbox
-                .container(&request.container_id)
+            self.container(&request.container_id)
                 .and_then(|it| it.delete_exec(&request.exec_id)),
         )
     }
@@ -200,7 +221,6 @@ impl Guest for Service {
         request: ContainerRequest,
     ) -> ttrpc::Result<ListProcessesResponse> {
         let pids = self
-            .sandbox
             .container(&request.container_id)
             .and_then(|container| container.cgroup.processes());
         Ok(ListProcessesResponse {
@@ -214,7 +234,7 @@ impl Guest for Service {
         _: &TtrpcContext,
         request: ContainerRequest,
     ) -> ttrpc::Result<ContainerStatsResponse> {
-        let container = self.sandbox.container(&request.container_id).map_err(status)?;
+        let container = self.container(&request.container_id).map_err(status)?;
         Ok(convert::container_stats(stats::container(&container).await))
     }
 
@@ -229,7 +249,7 @@ impl Guest for Service {
         _: &TtrpcContext,
         request: GetEventsRequest,
     ) -> ttrpc::Result<GetEventsResponse> {
-        Ok(convert::events(self.sandbox.events.after(request.after).await))
+        Ok(convert::events(self.sandbox.events().after(request.after).await))
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {

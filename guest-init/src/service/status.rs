@@ -12,6 +12,7 @@ fn code(kind: ErrorKind) -> Code {
         ErrorKind::FailedPrecondition => Code::FAILED_PRECONDITION,
         ErrorKind::PermissionDenied => Code::PERMISSION_DENIED,
         ErrorKind::ResourceExhausted => Code::RESOURCE_EXHAUSTED,
+        ErrorKind::DeadlineExceeded => Code::DEADLINE_EXCEEDED,
         ErrorKind::Internal => Code::INTERNAL,
     }
 }

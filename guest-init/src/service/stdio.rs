@@ -97,7 +97,8 @@ impl StdioServer {
         };
         let process = self
             .sandbox
-            .container(&header.container)?
+            .containers()?
+            .get(&header.container)?
             .process(&header.process)?;
         process.connect(header.stream, Connected { stream, early })
     }

@@ -75,13 +75,9 @@ impl Storage {
     /// # Errors
     /// When it is not a slice of ext4 on a disk, or cannot be mounted.
     pub fn mount_scratch(&mut self, slice: Slice) -> Result<()> {
-        let path = self.scratch();
-        slice.mount(&self.disks, &path)?;
+        // Directories on it are made by who needs them first: each is a journalled write, and the start waits for this.
+        slice.mount(&self.disks, &self.scratch())?;
         self.scratch = Some(slice);
-        for name in ["containers", "volumes"] {
-            let path = path.join(name);
-            fs::create_dir_all(&path).context(|| format!("make {}", path.display()))?;
-        }
         Ok(())
     }
 
@@ -254,7 +250,9 @@ impl Storage {
     fn volume(&mut self, index: usize, mount: &spec::Mount) -> Result<PathBuf> {
         let wanted = volume::parse(index, mount)?;
         if !wanted.in_memory {
-            let path = self.scratch().join("volumes").join(&wanted.name);
+            let volumes = self.scratch().join("volumes");
+            fs::create_dir_all(&volumes).context(|| format!("make {}", volumes.display()))?;
+            let path = volumes.join(&wanted.name);
             volume::make_directory(&path)?;
             return Ok(path);
         }

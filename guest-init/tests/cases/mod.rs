@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use protocol::guest::ConfigureSandboxRequest;
 use serde_json::json;
 use ttrpc::Code;
 
@@ -58,7 +59,7 @@ pub(crate) async fn the_inside_is_closed(guest: &Guest) {
     spec["linux"]["maskedPaths"] = json!(["/proc/meminfo", "/proc/acpi", "/proc/none"]);
     spec["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
     let (status, out, err) = guest.run_to_end("c1", &spec).await;
-    let expected = "sh\nabs\nbin\ndev\nescape\netc\nmade\nproc\nroot\nsys\ntmp\ninside\n1000\n1001\n1001 5 6\n0027\n/made/by/init\n100\n\
+    let expected = "sh\nabs\nbin\ndev\nescape\netc\nmade\nproc\nroot\nrun\nsys\ntmp\ninside\n1000\n1001\n1001 5 6\n0027\n/made/by/init\n100\n\
             CapEff:\t0000000000000400\nCapBnd:\t0000000000000401\nCapAmb:\t0000000000000400\nNoNewPrivs:\t1\nSeccomp:\t2\n\
             500\n0::/\n0\n0\nread-only\n/dev/fd -> /proc/self/fd\n/dev/ptmx -> pts/ptmx\n4\nrw,nodev,relatime\n2\nrefused\n\
             refused\n";
@@ -370,4 +371,163 @@ pub(crate) async fn a_container_that_takes_too_much_memory_is_killed(guest: &Gue
     let stats = guest.stats("c1").await;
     assert_eq!((stats.memory_limit_bytes, stats.pids_limit), (16 << 20, 20));
     assert!(stats.oom_kills >= 1 && stats.cpu_usage_us > 0, "{stats}");
+}
+
+/// Prints the ids, tries to change them, and goes on.
+const SHOW_IDS: &str = "cat /etc/machine-id /proc/sys/kernel/random/boot_id /run/eci/generation; \
+    for file in /etc/machine-id /proc/sys/kernel/random/boot_id /run/eci/generation; do \
+    (echo x >$file) 2>/dev/null && echo $file is writable; done";
+
+fn ids(configured: &protocol::guest::ConfigureSandboxResponse) -> String {
+    format!(
+        "{}\n{}\n{}\n",
+        configured.machine_id, configured.boot_id, configured.generation
+    )
+}
+
+pub(crate) async fn containers_see_the_ids_of_their_sandbox(guest: &Guest) {
+    let mut spec = spec(&["sh", "-c", SHOW_IDS]);
+    for read_only_paths in [json!([]), json!(["/proc/sys"])] {
+        spec["linux"]["readonlyPaths"] = read_only_paths;
+        let (_, out, _) = guest.run_to_end("c1", &spec).await;
+        assert_eq!(out, ids(&guest.configured));
+    }
+    assert_eq!(guest.configured.machine_id.len(), 32);
+    assert_eq!(
+        (guest.configured.boot_id.len(), guest.configured.generation.len()),
+        (36, 36)
+    );
+    // The specification's own mounts win.
+    let mut spec = framework::spec(&["cat", "/etc/machine-id"]);
+    spec["mounts"] = json!([{"destination": "/etc/machine-id", "type": "bind", "source": "/dev/null"}]);
+    assert_eq!(guest.run_to_end("c1", &spec).await.1, "");
+}
+
+pub(crate) async fn frozen_containers_stand_still(guest: &Guest) {
+    guest
+        .create("c1", &spec(&["sh", "-c", "while :; do :; done"]))
+        .await
+        .unwrap();
+    guest.create("c2", &spec(&["true"])).await.unwrap();
+    guest.start("c1", "").await.unwrap();
+    guest.freeze().await.unwrap();
+    guest.freeze().await.unwrap();
+    let at_freeze = guest.stats("c1").await.cpu_usage_us;
+    let refused = guest.start("c2", "").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FAILED_PRECONDITION, "{refused}");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(guest.stats("c1").await.cpu_usage_us, at_freeze);
+    guest.thaw().await.unwrap();
+    guest.thaw().await.unwrap();
+    while guest.stats("c1").await.cpu_usage_us == at_freeze {}
+    guest.start("c2", "").await.unwrap();
+    guest.wait("c2", "").await.unwrap();
+    // Frozen ones can be killed.
+    guest.freeze().await.unwrap();
+    guest.signal("c1", "", 9, false).await.unwrap();
+    assert_eq!(guest.wait("c1", "").await.unwrap().exit_status, 137);
+    guest.thaw().await.unwrap();
+}
+
+/// Runs until told to stop: prints a line for each line it reads, and its ids when the generation changes.
+const WATCHER: &str = "while read line; do echo \"got $line\"; done";
+
+pub(crate) async fn a_clone_becomes_another_sandbox(guest: &Guest) {
+    let identity = ConfigureSandboxRequest {
+        hostname: "clone".into(),
+        entropy: vec![2; 32],
+        is_clone: true,
+        ..Default::default()
+    };
+    let mut spec = spec(&["sh", "-c", WATCHER]);
+    spec["hostname"] = json!("guest");
+    spec["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}]);
+    guest.create("c1", &spec).await.unwrap();
+    guest.create("c2", &spec).await.unwrap();
+    let (mut input, mut out, err) = (
+        guest.stream("c1", "", "stdin").await,
+        guest.stream("c1", "", "stdout").await,
+        guest.stream("c1", "", "stderr").await,
+    );
+    guest.start("c1", "").await.unwrap();
+    input.send(b"one\n").await;
+    out.expect("got one\n").await;
+    assert_eq!(guest.exec("c1", "hostname").await, "guest\n");
+    assert!(guest.try_stream("c1", "", "stdout").await.is_none(), "it has one");
+    assert_eq!(
+        guest.adopt(&identity).await.unwrap_err(),
+        Code::FAILED_PRECONDITION
+    );
+    guest.freeze().await.unwrap();
+    let mut wrong = identity.clone();
+    wrong.is_clone = false;
+    assert_eq!(guest.adopt(&wrong).await.unwrap_err(), Code::INVALID_ARGUMENT);
+    // Nobody gets through without a new generation.
+    assert_eq!(guest.adopt(&identity).await.unwrap_err(), Code::DEADLINE_EXCEEDED);
+    if !guest.change_generation() {
+        eprintln!("NOT RUN: the rest needs a restored VM");
+        guest.thaw().await.unwrap();
+        // Its streams were held, not lost.
+        input.send(b"two\n").await;
+        out.expect("got two\n").await;
+        return;
+    }
+    // The old host is still there, but it is no host of the clone's.
+    let configured = guest.adopt(&identity).await.unwrap();
+    for (old, new) in [
+        (&guest.configured.machine_id, &configured.machine_id),
+        (&guest.configured.boot_id, &configured.boot_id),
+        (&guest.configured.generation, &configured.generation),
+    ] {
+        assert!(old != new && old.len() == new.len());
+    }
+    let (mut new_input, mut new_out) = (
+        guest.stream("c1", "", "stdin").await,
+        guest.stream("c1", "", "stdout").await,
+    );
+    guest.thaw().await.unwrap();
+    new_input.send(b"two\n").await;
+    new_out.expect("got two\n").await;
+    assert_eq!(guest.exec("c1", SHOW_IDS).await, ids(&configured));
+    assert_eq!(
+        guest
+            .exec("c1", "hostname; cat /etc/hostname; grep -c guest /etc/hosts")
+            .await,
+        "clone\nclone\n0\n"
+    );
+    // Prepared before, started after.
+    guest.start("c2", "").await.unwrap();
+    assert_eq!(guest.exec("c2", "hostname").await, "clone\n");
+    new_input.finish().await;
+    assert_eq!(guest.wait("c1", "").await.unwrap().exit_status, 0);
+    assert_eq!(new_out.text().await, "");
+    drop((input, out, err));
+}
+
+pub(crate) async fn a_terminal_takes_another_host(guest: &Guest) {
+    let mut spec = spec(&["sh", "-c", "read x; while :; do echo tick; read x; done"]);
+    spec["process"]["terminal"] = json!(true);
+    guest.create("c1", &spec).await.unwrap();
+    let (mut input, mut out) = (
+        guest.stream("c1", "", "stdin").await,
+        guest.stream("c1", "", "stdout").await,
+    );
+    guest.start("c1", "").await.unwrap();
+    input.send(b"1\n").await;
+    out.expect("tick").await;
+    drop(out);
+    // The guest learns of it when it writes.
+    let mut out = loop {
+        input.send(b"2\n").await;
+        if let Some(out) = guest.try_stream("c1", "", "stdout").await {
+            break out;
+        }
+    };
+    input.send(b"3\n").await;
+    out.expect("tick").await;
+}
+
+pub(crate) async fn the_cpus_asked_for_are_online(guest: &Guest, n_vcpus: u32) {
+    let (_, out, _) = guest.run_to_end("c1", &spec(&["nproc"])).await;
+    assert_eq!(out, format!("{n_vcpus}\n"));
 }

@@ -6,9 +6,9 @@ use std::{path::PathBuf, time::Duration};
 
 use protocol::{
     guest::{
-        ConfigureSandboxRequest, ContainerRequest, ContainerStatsResponse, CreateContainerRequest,
-        CreateProcessRequest, Empty, ProcessRequest, ResizeTerminalRequest, SandboxStatsResponse,
-        SignalProcessRequest, Slice, WaitProcessResponse,
+        ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerRequest, ContainerStatsResponse,
+        CreateContainerRequest, CreateProcessRequest, Empty, ProcessRequest, ResizeTerminalRequest,
+        SandboxStatsResponse, SignalProcessRequest, Slice, WaitProcessResponse,
     },
     guest_ttrpc::GuestClient,
 };
@@ -22,6 +22,9 @@ use ttrpc::{Code, asynchronous::Client, context, proto::Status};
 
 /// Nothing here takes longer, unless it hangs; an emulated machine is slow.
 const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Stands for the kernel's log where the guest has no kernel of its own.
+pub(crate) const KERNEL_LOG: &str = "kernel.log";
 
 /// Runs one case, and removes what it left.
 pub(crate) async fn run_case(guest: &Guest, case: impl AsyncFnOnce(&Guest)) {
@@ -50,7 +53,9 @@ pub(crate) fn spec(args: &[&str]) -> Value {
 /// A client of the guest API.
 pub(crate) struct Guest {
     client: GuestClient,
-    stdio: PathBuf,
+    directory: PathBuf,
+    /// What the guest init answered to its configuration.
+    pub(crate) configured: ConfigureSandboxResponse,
 }
 
 fn code(error: ttrpc::Error) -> Code {
@@ -77,13 +82,20 @@ fn process(id: &str, exec_id: &str) -> ProcessRequest {
 }
 
 impl Guest {
-    /// Connects to the sockets in `directory` and gives the guest its identity.
-    pub(crate) async fn connect(directory: &std::path::Path) -> Self {
+    /// Connects to the sockets in `directory` and gives the guest its identity, and `n_vcpus` CPUs.
+    pub(crate) async fn connect(directory: &std::path::Path, n_vcpus: u32) -> Self {
         let address = format!("unix://{}", directory.join("api").display());
-        let guest = Self {
+        let mut guest = Self {
             client: GuestClient::new(Client::connect(&address).await.unwrap()),
-            stdio: directory.join("stdio"),
+            directory: directory.to_owned(),
+            configured: ConfigureSandboxResponse::new(),
         };
+        // Without an identity there are no containers.
+        assert_eq!(
+            guest.create("c1", &spec(&["true"])).await.unwrap_err(),
+            Code::FAILED_PRECONDITION
+        );
+        assert_eq!(guest.freeze().await.unwrap_err(), Code::FAILED_PRECONDITION);
         let request = ConfigureSandboxRequest {
             hostname: "guest".into(),
             entropy: vec![1; 32],
@@ -96,14 +108,36 @@ impl Guest {
                 ..Default::default()
             })
             .into(),
+            n_vcpus,
             ..Default::default()
         };
-        let response = guest
+        for (field, wrong) in [
+            (
+                "machine_id",
+                ConfigureSandboxRequest {
+                    machine_id: "x".into(),
+                    ..Default::default()
+                },
+            ),
+            (
+                "n_vcpus",
+                ConfigureSandboxRequest {
+                    n_vcpus: 4000,
+                    ..Default::default()
+                },
+            ),
+        ] {
+            let refused = guest.client.configure_sandbox(deadline(), &wrong).await;
+            let refused = status(refused.unwrap_err());
+            assert_eq!(refused.code(), Code::INVALID_ARGUMENT);
+            assert!(refused.message().starts_with(field), "{refused}");
+        }
+        guest.configured = guest
             .client
             .configure_sandbox(deadline(), &request)
             .await
             .unwrap();
-        assert!(response.ready_us > 0);
+        assert!(guest.configured.ready_us > 0);
         let again = guest
             .client
             .configure_sandbox(deadline(), &request)
@@ -111,6 +145,50 @@ impl Guest {
             .map_err(code);
         assert_eq!(again.unwrap_err(), Code::ALREADY_EXISTS);
         guest
+    }
+
+    pub(crate) async fn freeze(&self) -> Result<(), Code> {
+        let response = self.client.freeze(deadline(), &Empty::new()).await;
+        response.map(drop).map_err(code)
+    }
+
+    pub(crate) async fn thaw(&self) -> Result<(), Code> {
+        let response = self.client.thaw(deadline(), &Empty::new()).await;
+        response.map(drop).map_err(code)
+    }
+
+    pub(crate) async fn adopt(
+        &self,
+        request: &ConfigureSandboxRequest,
+    ) -> Result<ConfigureSandboxResponse, Code> {
+        self.client
+            .adopt_identity(deadline(), request)
+            .await
+            .map_err(code)
+    }
+
+    /// Makes the kernel see a new VM generation id; false where that takes a restored VM.
+    pub(crate) fn change_generation(&self) -> bool {
+        let log = self.directory.join(KERNEL_LOG);
+        let record = "5,1,1,-;random: crng reseeded due to virtual machine fork\n";
+        log.exists()
+            && std::fs::OpenOptions::new()
+                .write(true)
+                .open(log)
+                .and_then(|mut log| std::io::Write::write_all(&mut log, record.as_bytes()))
+                .is_ok()
+    }
+
+    /// What `script` prints in container `id`, which must run.
+    pub(crate) async fn exec(&self, id: &str, script: &str) -> String {
+        let process = json!({"args": ["sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"]});
+        self.create_process(id, "script", &process).await.unwrap();
+        let mut out = self.stream(id, "script", "stdout").await;
+        self.start(id, "script").await.unwrap();
+        let text = out.text().await;
+        self.wait(id, "script").await.unwrap();
+        self.delete(id, "script").await.unwrap();
+        text
     }
 
     pub(crate) async fn create(&self, id: &str, spec: &Value) -> Result<(), Code> {
@@ -258,19 +336,22 @@ impl Guest {
 
     /// Connects a stream and waits for the acknowledgement.
     pub(crate) async fn stream(&self, id: &str, exec_id: &str, name: &str) -> Stream {
-        let mut stream = UnixStream::connect(&self.stdio).await.unwrap();
+        let stream = self.try_stream(id, exec_id, name).await;
+        stream.expect("the stream is acknowledged")
+    }
+
+    /// Connects a stream, unless the guest refuses it.
+    pub(crate) async fn try_stream(&self, id: &str, exec_id: &str, name: &str) -> Option<Stream> {
+        let mut stream = UnixStream::connect(self.directory.join("stdio")).await.unwrap();
         let header = json!({"container": id, "process": exec_id, "stream": name});
         stream.write_all(format!("{header}\n").as_bytes()).await.unwrap();
         let mut ack = [0];
-        stream
-            .read_exact(&mut ack)
-            .await
-            .expect("the stream is acknowledged");
+        stream.read_exact(&mut ack).await.ok()?;
         assert_eq!(ack, [6]);
-        Stream {
+        Some(Stream {
             stream,
             seen: String::new(),
-        }
+        })
     }
 
     /// Creates a container, runs it to its end with both outputs connected, and deletes it.

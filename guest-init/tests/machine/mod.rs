@@ -23,6 +23,8 @@ use vmm::{
 
 use crate::framework::{Guest, image};
 
+/// CPUs of the machine.
+pub(crate) const N_VCPUS: u32 = 2;
 /// An emulated machine boots slowly.
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -41,7 +43,7 @@ pub(crate) fn run(test: impl AsyncFnOnce(&Guest)) {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let guest = Guest::connect(machine.directory.path()).await;
+        let guest = Guest::connect(machine.directory.path(), N_VCPUS).await;
         test(&guest).await;
     });
 }
@@ -98,9 +100,10 @@ impl Machine {
             }]
         });
         let config = VmConfig {
-            n_vcpus: 1,
+            n_vcpus: N_VCPUS,
             memory_mib: 256,
-            kernel_args: env::var("ECI_KERNEL_ARGS").unwrap_or_else(|_| "quiet".into()),
+            // As a template is booted: the init brings the other CPUs online.
+            kernel_args: env::var("ECI_KERNEL_ARGS").unwrap_or_else(|_| "quiet maxcpus=1".into()),
             cid: 3,
             net: None,
             read_only_extents,

@@ -3,20 +3,23 @@
 use std::{
     env, fs,
     io::{BufRead, BufReader},
-    os::unix::net::UnixListener,
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Mutex,
 };
 
 use guest_init::{
+    identity::GenerationWatch,
     sandbox::{Config, Sandbox},
     service,
     storage::Disks,
 };
 
+use rustix::fs::{FileType, Mode, OFlags};
+
 use crate::framework::{
-    Guest,
+    Guest, KERNEL_LOG,
     image::{self, command},
     run_case,
 };
@@ -41,7 +44,7 @@ pub(crate) fn run(case: impl AsyncFnOnce(&Guest)) {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let guest = Guest::connect(server.directory()).await;
+        let guest = Guest::connect(server.directory(), 0).await;
         run_case(&guest, case).await;
     });
 }
@@ -186,6 +189,13 @@ fn remove_cgroup(path: &Path) {
     }
 }
 
+/// A pipe with a name, in place of the kernel's log.
+fn kernel_log(path: &Path) -> OwnedFd {
+    let mode = Mode::RUSR | Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0).unwrap();
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap()
+}
+
 /// The server's part, when asked for by the environment.
 pub(crate) fn serve() {
     let Some(directory) = env::var_os(SERVE).map(PathBuf::from) else {
@@ -206,6 +216,7 @@ pub(crate) fn serve() {
             read_only: read_only.into(),
             read_write: read_write.into(),
         },
+        generation: GenerationWatch::of_records(kernel_log(&directory.join(KERNEL_LOG))),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -6,7 +6,7 @@ use crate::container::user;
 fn places() -> Places {
     Places {
         rootfs: "/run/eci/containers/c1/rootfs".into(),
-        etc: "/run/eci/etc".into(),
+        identity_files: "/run/eci/etc".into(),
         devices: "/run/eci/containers/c1/devices".into(),
     }
 }

@@ -1,0 +1,302 @@
+//! The containers of the sandbox, and what they have in common. They exist only in a sandbox with an identity.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    container::{Container, cgroup::Hierarchy, freezer::Freezer, process::State, spec, stdio::Hold},
+    error::{Context, Error, ErrorKind, Result},
+    events::Events,
+    reaper::Reaper,
+    storage::{Slice, Storage},
+};
+
+/// Most containers of a sandbox.
+const MAX_CONTAINERS: usize = 64;
+/// How long killed processes may take to go.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The containers of a sandbox.
+#[derive(Debug)]
+pub struct Containers {
+    resources: Resources,
+    freezer: Freezer,
+    hold: Hold,
+    by_id: Mutex<HashMap<String, Arc<Container>>>,
+}
+
+/// What containers are made of and looked after with.
+#[derive(Debug, Clone)]
+pub struct Resources {
+    /// Cgroups.
+    pub hierarchy: Hierarchy,
+    /// Root file systems and volumes.
+    pub storage: Arc<Mutex<Storage>>,
+    /// Files of the sandbox's identity.
+    pub identity_files: PathBuf,
+    /// Ends of processes.
+    pub reaper: Reaper,
+    /// OOM kills.
+    pub events: Arc<Events>,
+}
+
+impl Containers {
+    /// None yet.
+    #[must_use]
+    pub fn new(resources: Resources) -> Self {
+        Self {
+            freezer: resources.hierarchy.freezer(),
+            hold: Hold::default(),
+            by_id: Mutex::default(),
+            resources,
+        }
+    }
+
+    fn storage(&self) -> MutexGuard<'_, Storage> {
+        self.resources.storage.lock().expect("no panic while held")
+    }
+
+    fn all(&self) -> Vec<Arc<Container>> {
+        let containers = self.by_id.lock().expect("no panic while held");
+        containers.values().cloned().collect()
+    }
+
+    /// Prepares a container. On error nothing of it is left.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, `InvalidArgument` for the specification, `ResourceExhausted`.
+    pub fn create(&self, id: &str, image: Slice, mut spec: spec::Spec) -> Result<()> {
+        if !is_id(id) {
+            return Err(Error::invalid(format!(
+                "container_id is {id:?}: give 1 to 128 letters, digits, \"_\", \"-\" and \".\", first a letter or digit"
+            )));
+        }
+        let mut containers = self.by_id.lock().expect("no panic while held");
+        if containers.contains_key(id) {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("container {id:?} exists"),
+            ));
+        }
+        if containers.len() >= MAX_CONTAINERS {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                format!("the sandbox has {MAX_CONTAINERS} containers"),
+            ));
+        }
+        let mut storage = self.storage();
+        let rootfs = storage.create_rootfs(id, image, &mut spec.mounts)?;
+        let cgroup = match self.resources.hierarchy.create(id, &spec.linux.resources) {
+            Ok(cgroup) => cgroup,
+            Err(error) => {
+                undo(storage.remove_rootfs(&rootfs));
+                discard(&storage, id);
+                return Err(error);
+            }
+        };
+        match Container::new(id, spec, rootfs, cgroup, &self.resources.identity_files) {
+            Ok(container) => {
+                let container = Arc::new(container);
+                self.resources.events.watch(&container);
+                containers.insert(id.to_owned(), container);
+                Ok(())
+            }
+            Err(failed) => {
+                let (error, rootfs, cgroup) = *failed;
+                undo(cgroup.remove());
+                undo(storage.remove_rootfs(&rootfs));
+                discard(&storage, id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds a container.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn get(&self, id: &str) -> Result<Arc<Container>> {
+        let containers = self.by_id.lock().expect("no panic while held");
+        containers
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::not_found(format!("there is no container {id:?}")))
+    }
+
+    /// Starts a process of a container. Must not be cancelled.
+    ///
+    /// # Errors
+    /// As [`Container::start`]; `FailedPrecondition` while the containers are frozen.
+    pub async fn start_process(&self, id: &str, exec_id: &str) -> Result<u32> {
+        if self.hold.is_on() {
+            return Err(Error::precondition("the sandbox is frozen"));
+        }
+        let container = self.get(id)?;
+        container.start(exec_id, &self.resources.reaper, &self.hold).await
+    }
+
+    /// Removes a container whose init does not run: its processes, cgroup and root file system. Must not be cancelled.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while it runs.
+    pub async fn delete(&self, id: &str) -> Result<()> {
+        let container = self.get(id)?;
+        container.delete_processes()?;
+        self.by_id.lock().expect("no panic while held").remove(id);
+        self.resources.events.forget(&container);
+        self.empty(&container, Instant::now() + KILL_DEADLINE).await?;
+        container.cgroup.remove()?;
+        let mut storage = self.storage();
+        storage.remove_rootfs(&container.rootfs)?;
+        discard(&storage, id);
+        Ok(())
+    }
+
+    /// Kills what is left in the container's cgroup and waits until it has gone.
+    async fn empty(&self, container: &Container, deadline: Instant) -> Result<()> {
+        container.cgroup.kill()?;
+        let mut reaped = self.resources.reaper.reaped();
+        while !container.cgroup.processes()?.is_empty() {
+            if timeout_at(deadline, reaped.changed()).await.is_err() {
+                return Err(Error::system(
+                    format!(
+                        "end the processes {:?} of container {:?}",
+                        container.cgroup.processes()?,
+                        container.id
+                    ),
+                    std::io::Error::from_raw_os_error(libc::EBUSY),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all processes and holds all streams: the VM can be captured then.
+    ///
+    /// # Errors
+    /// `DeadlineExceeded` when some do not stand still; all run again then.
+    pub async fn freeze(&self) -> Result<()> {
+        self.hold.set(true);
+        let result = self.freezer.freeze().await;
+        if result.is_err() {
+            self.hold.set(false);
+        }
+        result
+    }
+
+    /// Whether [`Containers::freeze`] was called last, and not [`Containers::thaw`].
+    #[must_use]
+    pub fn are_frozen(&self) -> bool {
+        self.hold.is_on()
+    }
+
+    /// This is a clone whose sandbox was called `old` and is now `new`: the host has none of the streams any more, and
+    /// containers that were called as the sandbox are so again.
+    ///
+    /// # Errors
+    /// When a host name cannot be set.
+    pub fn adopt(&self, old: &str, new: &str) -> Result<()> {
+        for container in self.all() {
+            container.lose_streams();
+            if !new.is_empty() {
+                container.rename(old, new)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets all processes run again; output nobody takes is dropped.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn thaw(&self) -> Result<()> {
+        self.hold.set(false);
+        for container in self.all() {
+            container.give_up_streams();
+        }
+        self.freezer.thaw()
+    }
+
+    /// Ends all containers: `SIGTERM`, after `grace` `SIGKILL`.
+    pub async fn shut_down(&self, grace: Duration) {
+        let containers = self.all();
+        let deadline = Instant::now() + grace;
+        // Who stands still hears no SIGTERM.
+        undo(self.thaw());
+        for container in &containers {
+            // Not started, or ended already: nothing to tell.
+            let _ = container.signal_all(libc::SIGTERM);
+        }
+        for container in &containers {
+            if let Ok(init) = container.process("")
+                && matches!(init.state(), State::Running { .. })
+            {
+                let _ = timeout_at(deadline, init.wait()).await;
+            }
+        }
+        for container in &containers {
+            undo(self.empty(container, Instant::now() + KILL_DEADLINE).await);
+        }
+        let mut storage = self.storage();
+        for container in &containers {
+            undo(storage.remove_rootfs(&container.rootfs));
+        }
+    }
+}
+
+/// Logs a step of undoing that failed: the error that made it necessary is the one to report.
+fn undo(result: Result<()>) {
+    if let Err(error) = result {
+        crate::log::failure("clean up", &error);
+    }
+}
+
+/// Removes a writable layer, which can take long, beside other work.
+fn discard(storage: &Storage, id: &str) {
+    match storage.discard(id) {
+        Ok(rubbish) => {
+            tokio::task::spawn_blocking(move || {
+                undo(remove_tree(&rubbish));
+            });
+        }
+        Err(error) => crate::log::failure("clean up", &error),
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    fs::remove_dir_all(path).context(|| format!("remove {}", path.display()))
+}
+
+/// Ids become names of directories and cgroups.
+fn is_id(id: &str) -> bool {
+    id.len() <= 128
+        && id
+            .bytes()
+            .next()
+            .is_some_and(|first| first.is_ascii_alphanumeric())
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_file_names() {
+        for id in ["a", "C-1_2.3", &"x".repeat(128)] {
+            assert!(is_id(id), "{id}");
+        }
+        for id in ["", ".", "..", "-a", "a/b", "a b", "\u{e9}", &"x".repeat(129)] {
+            assert!(!is_id(id), "{id}");
+        }
+    }
+}
