@@ -262,8 +262,10 @@ async fn output_nobody_wants_is_dropped_and_the_program_goes_on() {
 #[tokio::test]
 async fn input_of_a_clone_stays_open_and_comes_from_its_host() {
     let (line, old_host) = lost(Forsaken::Closed);
-    old_host.write_all(b"for the other").await.unwrap();
-    drop(old_host);
+    old_host
+        .write_all(b"late")
+        .await
+        .expect_err("the old host is cut off");
     let (read, write) = pipe();
     let (_ended, watch) = watch::channel(false);
     let sink = Arc::new(Stream::new(write).unwrap());
