@@ -59,20 +59,23 @@ pub async fn put_together(
         options.template = Some(template.clone()).into();
     }
     connection.start_sandbox(bundle.dir(), &options).await?;
-    if let Some((class, _)) = template {
-        check_template(Arc::clone(parts), class, connection.clone());
-    }
+    let template = template.map(|(class, _)| class);
+    tell_start(Arc::clone(parts), id.clone(), template, connection.clone());
     let cpu_milli = spec.size.cpu_milli;
     blocking(parts, id, move |parts, id| parts.cgroups.limit_cpu(id, cpu_milli)).await?;
     Ok(connection)
 }
 
-/// Finds out, beside the group's own start, whether its template was of use.
-fn check_template(parts: Arc<HostParts>, class: Class, connection: SandboxConnection) {
+/// Tells, beside the group's own start, how it came about, and takes a template that was of no use away.
+fn tell_start(parts: Arc<HostParts>, id: GroupId, template: Option<Class>, connection: SandboxConnection) {
     tokio::spawn(async move {
-        if let Ok((_, info)) = connection.sandbox_status().await
-            && let Some(why) = info.get("template_refused")
-        {
+        let Ok((_, info)) = connection.sandbox_status().await else {
+            return;
+        };
+        let get = |key: &str| info.get(key).map(String::as_str).unwrap_or_default();
+        let (start_kind, start_us) = (get("start_kind"), get("start_us"));
+        tracing::info!(group_id = %id, start_kind, start_us, "sandbox started");
+        if let (Some(class), Some(why)) = (template, info.get("template_refused")) {
             parts.templates.refused(class, why);
         }
     });

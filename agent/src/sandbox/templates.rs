@@ -15,13 +15,17 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use protocol::sandbox::{Network as NetworkOptions, SandboxOptions, Template};
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
@@ -392,24 +396,37 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// Of a file's length and of what is not a hole in it: most of a memory image is one, and reading holes takes as long as
+/// reading data.
 fn digest_of(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
     let mut digest = Sha256::new();
-    let mut file = File::open(path)?;
-    io::copy(&mut file, &mut DigestWriter(&mut digest))?;
+    digest.update(file.metadata()?.len().to_le_bytes());
+    let mut buffer = vec![0; 1 << 20];
+    let mut offset = 0;
+    loop {
+        offset = match seek(&file, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            // Only a hole is left, or nothing.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(&file, SeekFrom::Hole(offset))?;
+        digest.update(offset.to_le_bytes());
+        digest.update(end.to_le_bytes());
+        while offset < end {
+            let wanted = usize::try_from(end - offset)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
+            let n = file.read_at(&mut buffer[..wanted], offset)?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            digest.update(&buffer[..n]);
+            offset += n as u64;
+        }
+    }
     Ok(hex(&digest.finalize()))
-}
-
-struct DigestWriter<'d>(&'d mut Sha256);
-
-impl io::Write for DigestWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Writes the digests of a complete template.

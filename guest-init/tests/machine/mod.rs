@@ -17,7 +17,7 @@ use std::{
 
 use protocol::{GUEST_API_PORT, READY_PORT, STDIO_PORT};
 use vmm::{
-    config::{Extent, VmConfig},
+    config::{Extent, Origin, VmConfig},
     control::{self, Command as Order, Event, OwnerSocket},
 };
 
@@ -100,7 +100,9 @@ impl Machine {
             }]
         });
         let config = VmConfig {
+            origin: Origin::Boot,
             n_vcpus: N_VCPUS,
+            n_possible_vcpus: N_VCPUS,
             memory_mib: 256,
             // As a template is booted: the init brings the other CPUs online.
             kernel_args: env::var("ECI_KERNEL_ARGS").unwrap_or_else(|_| "quiet maxcpus=1".into()),

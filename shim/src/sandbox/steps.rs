@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{io::AsyncReadExt, net::UnixStream, sync::oneshot, time::timeout};
 use vmm::{
     config::{Extent, NetConfig, Origin, VmConfig},
     control::ExitReason,
@@ -395,7 +395,18 @@ async fn begin(
     vmm.start(config, &fds).await?;
     drop(fds);
     if boots {
-        vmm.guest_connection(protocol::READY_PORT).await?;
+        let connection = vmm.guest_connection(protocol::READY_PORT).await?;
+        if matches!(spec.template, TemplateUse::Capture { .. }) {
+            // The guest closes it at once. A guest that is captured without connections need not be told, every time it goes
+            // on, that they are gone.
+            let connection = std::os::unix::net::UnixStream::from(connection);
+            let mut connection = connection
+                .set_nonblocking(true)
+                .and_then(|()| UnixStream::from_std(connection))
+                .map_err(|error| Error::io("poll the guest's ready connection", error))?;
+            let nothing = connection.read(&mut [0; 1]).await;
+            nothing.map_err(|error| Error::io("wait for the end of the ready connection", error))?;
+        }
     }
     Ok(scratch)
 }

@@ -127,9 +127,18 @@ pub trait VirtioDevice: Send {
     /// The device is inactive then.
     fn resume(&mut self) -> Result<(), ActivateError>;
 
-    /// Told before the activation of a device that comes from a snapshot: what it had outside of guest memory then (the
-    /// other ends of connections) is gone.
-    fn restored(&mut self) {}
+    /// What a paused device has to keep beside its registers and queues; only it reads that again.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes what [`VirtioDevice::save`] gave, before the first activation.
+    ///
+    /// # Errors
+    /// `None` for what no device of this kind has saved.
+    fn restore(&mut self, saved: &[u8]) -> Option<()> {
+        saved.is_empty().then_some(())
+    }
 
     /// What the device counted since it was made.
     fn counters(&self) -> Arc<dyn Counters>;

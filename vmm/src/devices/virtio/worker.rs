@@ -72,6 +72,14 @@ impl<W: Serve> WorkerHalf<W> {
         }
     }
 
+    /// The worker while it is paused.
+    pub(super) fn paused(&self) -> Option<&W> {
+        match self {
+            WorkerHalf::Paused { worker, .. } => Some(worker),
+            _ => None,
+        }
+    }
+
     /// Goes on after [`WorkerHalf::pause`]; nothing in any other state.
     ///
     /// # Errors

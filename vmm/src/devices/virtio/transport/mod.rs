@@ -91,6 +91,8 @@ pub struct TransportState {
     interrupt_status: u32,
     needs_reset: bool,
     queues: Vec<SavedQueue>,
+    /// The device's own.
+    device: Vec<u8>,
 }
 
 /// One queue of it.
@@ -165,6 +167,12 @@ pub enum RestoreError {
     /// A queue that cannot be.
     #[error("the snapshot has an impossible queue of virtio device {device_type}")]
     Queue {
+        /// Device id.
+        device_type: u32,
+    },
+    /// A device does not understand its own state.
+    #[error("the snapshot has an impossible state of virtio device {device_type}")]
+    DeviceState {
         /// Device id.
         device_type: u32,
     },
@@ -278,6 +286,7 @@ impl MmioTransport {
             interrupt_status: self.interrupt.status(),
             needs_reset: self.needs_reset.is_raised(),
             queues: self.queues.iter().map(|queue| queue.state().into()).collect(),
+            device: self.device.save(),
         }
     }
 
@@ -307,6 +316,9 @@ impl MmioTransport {
                 .and_then(|saved| Queue::try_from(QueueState::from(*saved)).ok())
                 .ok_or(RestoreError::Queue { device_type })?;
         }
+        self.device
+            .restore(&state.device)
+            .ok_or(RestoreError::DeviceState { device_type })?;
         self.status = state.status;
         self.device_features_select = state.device_features_select;
         self.driver_features_select = state.driver_features_select;
@@ -316,7 +328,6 @@ impl MmioTransport {
         if state.needs_reset {
             self.needs_reset.raise();
         } else if self.status & DRIVER_OK != 0 {
-            self.device.restored();
             self.counters.activations.increment();
             self.activate()
                 .map_err(|source| RestoreError::Activate { device_type, source })?;

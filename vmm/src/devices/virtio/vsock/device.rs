@@ -70,7 +70,7 @@ pub struct Vsock {
     /// With the worker while there is one.
     on_guest_connect: Option<OnGuestConnect>,
     worker: WorkerHalf<Worker>,
-    /// The guest has connections that are not here.
+    /// The guest has connections whose other ends are not here.
     announce_reset: bool,
 }
 
@@ -169,8 +169,18 @@ impl VirtioDevice for Vsock {
         self.worker.resume()
     }
 
-    fn restored(&mut self) {
-        self.announce_reset = true;
+    /// One byte: whether the guest had connections.
+    fn save(&self) -> Vec<u8> {
+        let has_connections = self.worker.paused().is_some_and(Worker::has_connections);
+        vec![has_connections.into()]
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Option<()> {
+        self.announce_reset = match saved {
+            [has_connections @ 0..=1] => *has_connections == 1,
+            _ => return None,
+        };
+        Some(())
     }
 
     fn counters(&self) -> Arc<dyn Counters> {

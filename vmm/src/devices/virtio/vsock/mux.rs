@@ -293,6 +293,11 @@ impl Mux {
 
     // === The set of connections ===
 
+    /// There are connections, of whatever state, or answers about some on their way.
+    pub(super) fn has_connections(&self) -> bool {
+        !self.connections.is_empty() || self.has_packets()
+    }
+
     /// Ends all connections, and gives back what outlives them.
     pub(super) fn into_callback(mut self) -> OnGuestConnect {
         for (_, connection) in self.connections.drain() {

@@ -23,7 +23,8 @@ const STOP: u64 = 0;
 const RX_KICK: u64 = 1;
 const TX_KICK: u64 = 2;
 const INBOX: u64 = 3;
-const _: () = assert!(INBOX < FIRST_TOKEN);
+const EVENT_KICK: u64 = 4;
+const _: () = assert!(EVENT_KICK < FIRST_TOKEN);
 
 /// Packets of one direction before everything else has its turn.
 const ROUND_PACKETS: usize = QUEUE_SIZES[RX_QUEUE] as usize;
@@ -43,6 +44,8 @@ pub(super) struct Worker {
     inbox: Arc<Inbox>,
     counters: Arc<VsockCounters>,
     poller: Arc<Poller>,
+    /// The driver has not dealt yet with the event that ends its connections: a new one would end with them.
+    resets: bool,
 }
 
 impl std::fmt::Debug for Worker {
@@ -82,6 +85,7 @@ impl Worker {
         let tx = queues.remove(TX_QUEUE);
         let rx = queues.remove(RX_QUEUE);
         let poller = Poller::new()?;
+        poller.watch_readable(&event.kick, EVENT_KICK)?;
         poller.watch_readable(&rx.kick, RX_KICK)?;
         poller.watch_readable(&tx.kick, TX_KICK)?;
         poller.watch_readable(inbox.event(), INBOX)?;
@@ -98,6 +102,7 @@ impl Worker {
             inbox,
             counters,
             poller,
+            resets: false,
         })
     }
 
@@ -119,11 +124,19 @@ impl Worker {
                 .writable
                 .write(&self.memory, &EVENT_TRANSPORT_RESET.to_le_bytes())
         });
+        self.event.clear_kick();
+        self.event.expect_kicks(&self.memory)?;
         self.event.add_used(&self.memory, head, written)?;
+        self.resets = true;
         if self.event.needs_notification(&self.memory)? {
             self.interrupt.trigger(InterruptCause::UsedBuffer);
         }
         Ok(())
+    }
+
+    /// The guest has connections.
+    pub(super) fn has_connections(&self) -> bool {
+        self.mux.has_connections()
     }
 
     /// Ends all connections, and gives back what outlives them.
@@ -157,9 +170,13 @@ impl Worker {
                     TX_KICK => self.tx.clear_kick(),
                     INBOX => {
                         clear_event(self.inbox.event());
-                        while let Some(connect) = self.inbox.pop() {
-                            self.mux.connect(connect, Instant::now());
-                        }
+                        self.take_wishes();
+                    }
+                    EVENT_KICK => {
+                        // The driver gives the buffer back once it has dealt with what was in it.
+                        self.event.clear_kick();
+                        self.resets = false;
+                        self.take_wishes();
                     }
                     number => self.mux.socket_ready(number, event.event_set()),
                 }
@@ -169,6 +186,15 @@ impl Worker {
             more = self.take_packets()?;
             more |= self.give_packets()?;
             more |= congested && !self.mux.is_congested();
+        }
+    }
+
+    /// Begins the connections that the host wants.
+    fn take_wishes(&mut self) {
+        while !self.resets
+            && let Some(connect) = self.inbox.pop()
+        {
+            self.mux.connect(connect, Instant::now());
         }
     }
 
