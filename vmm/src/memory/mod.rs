@@ -1,9 +1,11 @@
 //! Guest RAM. The only maker of host addresses of guest memory.
 #![allow(unsafe_code)]
 
+mod discard;
 pub mod image;
 mod mapping;
 
+pub use discard::{DiscardError, PAGE_BYTES, discard};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 

@@ -26,7 +26,7 @@ pub struct Activation {
     pub memory: GuestMemory,
     /// The device's interrupt.
     pub interrupt: Interrupt,
-    /// As many as [`VirtioDevice::queue_max_sizes`] has entries, in that order.
+    /// As many as [`VirtioDevice::n_queues`] says, in the order of [`VirtioDevice::queue_max_sizes`].
     pub queues: Vec<DeviceQueue>,
     /// The features both sides agreed on, a subset of [`VirtioDevice::features`].
     pub features: u64,
@@ -100,6 +100,18 @@ pub trait VirtioDevice: Send {
     /// Largest size of each queue, powers of two. Constant.
     fn queue_max_sizes(&self) -> &[u16];
 
+    /// How many of the queues a driver with these features sets up, from the first on: all, unless some come with a
+    /// feature only.
+    fn n_queues(&self, _features: u64) -> usize {
+        self.queue_max_sizes().len()
+    }
+
+    /// `ConfigGeneration`: differs whenever fields of the configuration space that the driver reads in several accesses
+    /// may have changed in between (virtio 1.2, 2.5.1).
+    fn config_generation(&self) -> u32 {
+        0
+    }
+
     /// Fills `data` from the configuration space at `offset`; bytes past its end read as zero. Any offset and length.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
@@ -127,17 +139,14 @@ pub trait VirtioDevice: Send {
     /// The device is inactive then.
     fn resume(&mut self) -> Result<(), ActivateError>;
 
-    /// What a paused device has to keep beside its registers and queues; only it reads that again.
+    /// What of a paused device is neither in its registers nor in its queues, for a snapshot: nothing, for most.
     fn save(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Takes what [`VirtioDevice::save`] gave, before the first activation.
-    ///
-    /// # Errors
-    /// `None` for what no device of this kind has saved.
-    fn restore(&mut self, saved: &[u8]) -> Option<()> {
-        saved.is_empty().then_some(())
+    /// Takes what [`VirtioDevice::save`] of such a device gave, before it is activated; `false` when it does not fit.
+    fn load(&mut self, saved: &[u8]) -> bool {
+        saved.is_empty()
     }
 
     /// What the device counted since it was made.

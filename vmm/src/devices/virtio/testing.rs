@@ -145,8 +145,13 @@ impl Driver {
     }
 
     pub(super) fn set_up_queues(&mut self) {
+        self.set_up_n_queues(u32::MAX);
+    }
+
+    /// Sets up the first `n` queues only, or all there are.
+    pub(super) fn set_up_n_queues(&mut self, n: u32) {
         self.rings.clear();
-        for index in 0.. {
+        for index in 0..n {
             self.write(reg::VIRTIO_MMIO_QUEUE_SEL, index);
             let size = self.read(reg::VIRTIO_MMIO_QUEUE_NUM_MAX);
             if size == 0 {

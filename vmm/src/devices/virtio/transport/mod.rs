@@ -91,7 +91,7 @@ pub struct TransportState {
     interrupt_status: u32,
     needs_reset: bool,
     queues: Vec<SavedQueue>,
-    /// The device's own.
+    /// The device's own, see [`VirtioDevice::save`].
     device: Vec<u8>,
 }
 
@@ -170,8 +170,8 @@ pub enum RestoreError {
         /// Device id.
         device_type: u32,
     },
-    /// A device does not understand its own state.
-    #[error("the snapshot has an impossible state of virtio device {device_type}")]
+    /// The device itself cannot be what it was.
+    #[error("the snapshot's state of virtio device {device_type} does not fit this one")]
     DeviceState {
         /// Device id.
         device_type: u32,
@@ -316,9 +316,9 @@ impl MmioTransport {
                 .and_then(|saved| Queue::try_from(QueueState::from(*saved)).ok())
                 .ok_or(RestoreError::Queue { device_type })?;
         }
-        self.device
-            .restore(&state.device)
-            .ok_or(RestoreError::DeviceState { device_type })?;
+        if !self.device.load(&state.device) {
+            return Err(RestoreError::DeviceState { device_type });
+        }
         self.status = state.status;
         self.device_features_select = state.device_features_select;
         self.driver_features_select = state.driver_features_select;
@@ -370,8 +370,7 @@ impl MmioTransport {
             | reg::VIRTIO_MMIO_SHM_LEN_HIGH
             | reg::VIRTIO_MMIO_SHM_BASE_LOW
             | reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            // No configuration changes while a device lives.
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.device.config_generation(),
             _ => self.protocol_error(),
         }
     }
@@ -534,8 +533,9 @@ impl MmioTransport {
     fn activate(&mut self) -> Result<(), ActivateError> {
         let event_idx =
             self.driver_features & feature(virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX) != 0;
-        let mut queues = Vec::with_capacity(self.queues.len());
-        for (index, (queue, kick)) in self.queues.iter().zip(&self.kicks).enumerate() {
+        let n_queues = self.device.n_queues(self.driver_features);
+        let mut queues = Vec::with_capacity(n_queues);
+        for (index, (queue, kick)) in self.queues.iter().zip(&self.kicks).take(n_queues).enumerate() {
             if !queue.is_valid(&self.memory) {
                 return Err(ActivateError::Queue { index });
             }

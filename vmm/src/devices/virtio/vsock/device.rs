@@ -175,12 +175,9 @@ impl VirtioDevice for Vsock {
         vec![has_connections.into()]
     }
 
-    fn restore(&mut self, saved: &[u8]) -> Option<()> {
-        self.announce_reset = match saved {
-            [has_connections @ 0..=1] => *has_connections == 1,
-            _ => return None,
-        };
-        Some(())
+    fn load(&mut self, saved: &[u8]) -> bool {
+        self.announce_reset = saved == [1];
+        matches!(saved, [0 | 1])
     }
 
     fn counters(&self) -> Arc<dyn Counters> {
