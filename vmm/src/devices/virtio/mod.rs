@@ -3,7 +3,7 @@
 //! Every device has two halves. The *transport half* ([`VirtioDevice`]) lives behind [`transport::MmioTransport`] and is
 //! touched by vCPU threads only: identity, features, configuration space. The *worker half* owns the queues, the
 //! interrupt and the backend; it is made by [`VirtioDevice::activate`], runs on a thread of its own (`blk-vda`, `vsock`,
-//! `net`, `rng`, `balloon`) and hands its backend back when the driver resets the device. So no code asks whether a device is active.
+//! `net`, `rng`, `balloon`, `mem`) and hands its backend back when the driver resets the device. So no code asks whether a device is active.
 //!
 //! The guest is hostile: descriptor chains become typed requests in files without I/O (`chain.rs`, `request.rs`,
 //! `packet.rs`), each copied once and then checked. Bad input is counted, and fails the request or sets
@@ -14,6 +14,7 @@ pub mod block;
 pub mod chain;
 pub mod counters;
 pub mod device;
+pub mod mem;
 pub mod net;
 pub mod queue;
 pub mod rng;
