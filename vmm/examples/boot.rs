@@ -69,6 +69,7 @@ fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Options, Failure> 
             n_vcpus: 1,
             n_possible_vcpus: 1,
             memory_mib: 256,
+            hotplug_mib: 0,
             kernel_args: String::new(),
             cid: 3,
             net: None,

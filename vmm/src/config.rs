@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 pub const MAX_VCPUS: u32 = 64;
 /// Smallest guest memory that boots, in MiB.
 pub const MIN_MEMORY_MIB: u64 = 32;
+/// Memory that can be plugged comes in pieces of this, in MiB: the guest kernel's memory block
+/// (`MIN_MEMORY_BLOCK_SIZE`, arch/x86/mm/init_64.c).
+pub const HOTPLUG_ALIGN_MIB: u64 = 128;
+/// Most memory that can be plugged, in MiB.
+pub const MAX_HOTPLUG_MIB: u64 = 1 << 20;
 /// Length of each of the two slice disks, in bytes: an address space, not an allocation.
 pub const SLICE_DISK_BYTES: u64 = 8 << 40;
 /// Extents begin and end at multiples of this on the disk.
@@ -25,6 +30,9 @@ pub struct VmConfig {
     pub n_possible_vcpus: u32,
     /// Guest memory in MiB.
     pub memory_mib: u64,
+    /// How much memory can be plugged beyond that while the guest runs, in MiB: a multiple of [`HOTPLUG_ALIGN_MIB`], at
+    /// most [`MAX_HOTPLUG_MIB`]. Only addresses are set aside for it. With 0 the guest has no such device.
+    pub hotplug_mib: u64,
     /// Kernel command line, without what the VMM itself adds (console, memory, devices). Not looked at by a restored guest.
     pub kernel_args: String,
     /// Guest vsock context id, at least 3.
@@ -124,6 +132,9 @@ pub enum ConfigError {
     /// Too little memory to boot.
     #[error("memory_mib is {0}: give at least {MIN_MEMORY_MIB}")]
     Memory(u64),
+    /// A size for plugged memory that the guest could not use.
+    #[error("hotplug_mib is {0}: give a multiple of {HOTPLUG_ALIGN_MIB}, at most {MAX_HOTPLUG_MIB}")]
+    Hotplug(u64),
     /// Context ids 0 to 2 are reserved (virtio 1.2, 5.10.4).
     #[error("cid is {0}: give at least 3")]
     Cid(u32),
@@ -186,6 +197,9 @@ impl VmConfig {
         }
         if self.memory_mib < MIN_MEMORY_MIB {
             return Err(ConfigError::Memory(self.memory_mib));
+        }
+        if !self.hotplug_mib.is_multiple_of(HOTPLUG_ALIGN_MIB) || self.hotplug_mib > MAX_HOTPLUG_MIB {
+            return Err(ConfigError::Hotplug(self.hotplug_mib));
         }
         if self.cid < 3 {
             return Err(ConfigError::Cid(self.cid));

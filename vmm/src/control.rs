@@ -89,6 +89,22 @@ pub enum Command {
         /// The owner's request id.
         id: u64,
     },
+    /// Sets how much memory the guest is to give up, 0 for none. `Done` when that is a size the guest can do without, not
+    /// when it has given it up: see `balloon_actual_bytes` among the counters.
+    SetBalloon {
+        /// The owner's request id.
+        id: u64,
+        /// MiB that the guest is to give up in all.
+        target_mib: u64,
+    },
+    /// Sets how much memory the guest is to have plugged, of the [`VmConfig::hotplug_mib`] it can have. `Done` when that is
+    /// a possible size, not when the guest has it: see `mem_plugged_bytes` among the counters.
+    ResizeMemory {
+        /// The owner's request id.
+        id: u64,
+        /// MiB that the guest is to have plugged in all.
+        plugged_mib: u64,
+    },
     /// Asks for the counters of devices and exits, answered by [`Event::Stats`].
     Stats {
         /// The owner's request id.

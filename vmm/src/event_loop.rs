@@ -118,6 +118,14 @@ fn carry_out(command: Command, fds: Vec<OwnedFd>, machine: &Machine, reporter: &
             id,
             counters: vm.stats(),
         },
+        Command::SetBalloon { id, target_mib } => answer(id, machine.balloon.set_target(target_mib)),
+        Command::ResizeMemory { id, plugged_mib } => match &machine.mem {
+            Some(mem) => answer(id, mem.resize(plugged_mib)),
+            None => failed(
+                id,
+                "This guest was started without memory to plug: give hotplug_mib",
+            ),
+        },
         Command::AddExtents { id, disk, extents } if extents.len() == fds.len() => answer(
             id,
             map_of(machine, disk).add_extents(extents.into_iter().zip(fds).collect()),

@@ -131,6 +131,7 @@ mod tests {
             n_vcpus: 1,
             n_possible_vcpus: 1,
             memory_mib: 64,
+            hotplug_mib: 0,
             kernel_args: String::new(),
             cid: 3,
             net: net.then_some(NetConfig {

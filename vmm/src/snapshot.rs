@@ -34,6 +34,8 @@ pub struct MachineState {
     pub n_possible_vcpus: u32,
     /// Guest memory.
     pub memory_mib: u64,
+    /// Addresses for memory to be plugged, in MiB.
+    pub hotplug_mib: u64,
     /// Where guest memory has content.
     pub data: Vec<DataRange>,
     /// CPUID of vCPU 0: what processor, hypervisor and topology the guest has seen.

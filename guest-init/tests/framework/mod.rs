@@ -398,6 +398,17 @@ impl Stream {
         }
     }
 
+    /// The next line.
+    #[allow(dead_code, reason = "each test program uses its part")]
+    pub(crate) async fn line(&mut self) -> String {
+        if !self.seen.contains('\n') {
+            self.expect("\n").await;
+        }
+        let end = self.seen.find('\n').expect("it was waited for");
+        let rest = self.seen.split_off(end + 1);
+        std::mem::replace(&mut self.seen, rest)
+    }
+
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }

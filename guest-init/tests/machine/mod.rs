@@ -10,7 +10,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command},
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, mpsc},
     thread,
     time::Duration,
 };
@@ -28,8 +28,25 @@ pub(crate) const N_VCPUS: u32 = 2;
 /// An emulated machine boots slowly.
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How much memory a machine has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) memory_mib: u64,
+    pub(crate) hotplug_mib: u64,
+}
+
 /// Runs `test` with a guest; says so when this machine cannot have one.
+#[allow(dead_code, reason = "each test program uses its part")]
 pub(crate) fn run(test: impl AsyncFnOnce(&Guest)) {
+    let size = Size {
+        memory_mib: 256,
+        hotplug_mib: 0,
+    };
+    run_sized(size, async |_machine, guest| test(guest).await);
+}
+
+/// Runs `test` with a machine of that size and its guest; says so when this machine cannot have one.
+pub(crate) fn run_sized(size: Size, test: impl AsyncFnOnce(&Machine, &Guest)) {
     let files = match Files::find() {
         Ok(files) => files,
         Err(missing) => {
@@ -37,14 +54,14 @@ pub(crate) fn run(test: impl AsyncFnOnce(&Guest)) {
             return;
         }
     };
-    let machine = Machine::boot(&files);
+    let machine = Machine::boot(&files, size);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async {
         let guest = Guest::connect(machine.directory.path(), N_VCPUS).await;
-        test(&guest).await;
+        test(&machine, &guest).await;
     });
 }
 
@@ -79,13 +96,18 @@ impl Files {
     }
 }
 
-struct Machine {
+/// Ids of orders from here on are answered to who gave them.
+const FIRST_ID: u64 = 1 << 32;
+
+pub(crate) struct Machine {
     child: Child,
     directory: tempfile::TempDir,
+    owner: Arc<OwnerSocket>,
+    answers: Mutex<mpsc::Receiver<Event>>,
 }
 
 impl Machine {
-    fn boot(files: &Files) -> Self {
+    fn boot(files: &Files, size: Size) -> Self {
         let directory = tempfile::tempdir().unwrap();
         image::make(directory.path());
         let open = |path: &Path, write: bool| File::options().read(true).write(write).open(path).unwrap();
@@ -103,7 +125,8 @@ impl Machine {
             origin: Origin::Boot,
             n_vcpus: N_VCPUS,
             n_possible_vcpus: N_VCPUS,
-            memory_mib: 256,
+            memory_mib: size.memory_mib,
+            hotplug_mib: size.hotplug_mib,
             // As a template is booted: the init brings the other CPUs online.
             kernel_args: env::var("ECI_KERNEL_ARGS").unwrap_or_else(|_| "quiet maxcpus=1".into()),
             cid: 3,
@@ -137,10 +160,15 @@ impl Machine {
             forward(listener, port, Arc::clone(&owner));
         }
         let (ready, is_ready) = mpsc::channel();
+        let (answer, answers) = mpsc::channel();
+        let events = Arc::clone(&owner);
         thread::spawn(move || {
-            while let Ok((event, _descriptors)) = owner.recv() {
+            while let Ok((event, _descriptors)) = events.recv() {
                 match event {
                     Event::GuestConnected { port: READY_PORT } => ready.send(()).unwrap_or(()),
+                    Event::Done { id: FIRST_ID.. }
+                    | Event::Failed { id: FIRST_ID.., .. }
+                    | Event::Stats { id: FIRST_ID.., .. } => answer.send(event).unwrap_or(()),
                     Event::Started | Event::Done { .. } => {}
                     other => eprintln!("machine: {other:?}"),
                 }
@@ -149,7 +177,39 @@ impl Machine {
         is_ready
             .recv_timeout(BOOT_DEADLINE)
             .expect("the guest init says that it is ready");
-        Self { child, directory }
+        Self {
+            child,
+            directory,
+            owner,
+            answers: Mutex::new(answers),
+        }
+    }
+
+    /// Gives the VMM an order, made with the id to use, and returns its answer.
+    #[allow(dead_code, reason = "each test program uses its part")]
+    pub(crate) fn order(&self, order: impl FnOnce(u64) -> Order) -> Event {
+        let answers = self.answers.lock().unwrap();
+        self.owner.send(&order(FIRST_ID), &[]).unwrap();
+        answers.recv_timeout(BOOT_DEADLINE).expect("an order is answered")
+    }
+
+    /// A counter of the VMM.
+    #[allow(dead_code, reason = "each test program uses its part")]
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        match self.order(|id| Order::Stats { id }) {
+            Event::Stats { counters, .. } => counters[name],
+            other => panic!("{other:?} instead of counters"),
+        }
+    }
+
+    /// What the VMM process takes of the host's memory, bytes: pages shared with others in proportion (PSS).
+    #[allow(dead_code, reason = "each test program uses its part")]
+    pub(crate) fn host_memory_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", self.child.id());
+        let text = fs::read_to_string(path).unwrap();
+        let line = text.lines().find(|line| line.starts_with("Pss:")).unwrap();
+        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib << 10
     }
 }
 

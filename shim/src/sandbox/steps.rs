@@ -328,6 +328,7 @@ fn prepare(
         n_vcpus,
         n_possible_vcpus,
         memory_mib: u64::from(spec.memory_mib),
+        hotplug_mib: 0,
         kernel_args: format!("{BASE_KERNEL_ARGS} {}", spec.kernel_args)
             .trim_end()
             .to_owned(),

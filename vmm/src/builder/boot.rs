@@ -17,6 +17,13 @@ use crate::memory;
 /// - `panic=-1`: a panic resets the machine at once, and the VM ends. (Told from a reset by the panic port.)
 const KERNEL_ARGS: &str = "console=ttyS0 8250.nr_uarts=1 loglevel=3 pci=off tsc=reliable panic=-1";
 
+/// With memory to be plugged.
+///
+/// - `memhp_default_state=online`: it is used at once; there is no user space that would have to agree.
+/// - `memory_hotplug.online_policy=auto-movable`: as long as there is enough for the kernel, it is used for what can be
+///   moved out of the way when it is to be unplugged again.
+const HOTPLUG_ARGS: &str = "memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+
 impl Ground<'_> {
     /// The machine in front of the first instruction of its kernel.
     pub(super) fn boot(
@@ -28,15 +35,23 @@ impl Ground<'_> {
         let config = self.config;
         // Loading the guest mostly copies, and takes about as long as making the VM.
         let (kvm, (memory, entry)) = self.create_vm_beside(|| {
-            let ranges = layout::ram_ranges(config.memory_mib << 20);
+            let memory_bytes = config.memory_mib << 20;
+            let hotplug = layout::hotplug_range(memory_bytes, config.hotplug_mib << 20);
+            let ranges: Vec<_> = layout::ram_ranges(memory_bytes)
+                .into_iter()
+                .chain(hotplug)
+                .collect();
             let memory = memory::allocate(&ranges).map_err(BuildError::Memory)?;
             let mut command_line = format!("{KERNEL_ARGS} {}", config.kernel_args);
             if config.n_vcpus < config.n_possible_vcpus {
                 // The others cannot answer yet.
                 command_line += &format!(" maxcpus={}", config.n_vcpus);
             }
-            let entry =
-                boot::load(&memory, &mut kernel, &mut initrd, &command_line).map_err(BuildError::Boot)?;
+            if hotplug.is_some() {
+                command_line += &format!(" {HOTPLUG_ARGS}");
+            }
+            let entry = boot::load(&memory, memory_bytes, &mut kernel, &mut initrd, &command_line)
+                .map_err(BuildError::Boot)?;
             Ok((memory, entry))
         })?;
         kvm.set_memory(&memory).map_err(BuildError::Kvm)?;

@@ -17,10 +17,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::{acpi, boot as arch_boot, cpuid, layout};
 use crate::bus::{Bus, RangeError};
-use crate::config::{ConfigError, SliceDisk, VmConfig};
+use crate::config::{ConfigError, MIN_MEMORY_MIB, SliceDisk, VmConfig};
 use crate::control::{Event, ExitReason};
 use crate::devices::legacy::{Console, ConsoleState};
+use crate::devices::virtio::balloon::{Balloon, BalloonHandle};
 use crate::devices::virtio::block::{SliceError, SliceMap};
+use crate::devices::virtio::mem::{Mem, MemHandle};
 use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{MmioTransport, RestoreError};
@@ -125,6 +127,10 @@ pub struct Machine {
     pub read_write: SliceMap,
     /// The guest's sockets.
     pub vsock: VsockHandle,
+    /// Memory the guest gives up.
+    pub balloon: BalloonHandle,
+    /// Memory that can be plugged; `None` when there is none.
+    pub mem: Option<MemHandle>,
     /// What a snapshot needs to know besides.
     saved: save::Sources,
 }
@@ -235,6 +241,8 @@ pub fn build(
         read_only: devices.read_only,
         read_write: devices.read_write,
         vsock: devices.vsock,
+        balloon: devices.balloon,
+        mem: devices.mem,
         saved: save::Sources {
             kvm_host,
             config: config.clone(),
@@ -258,6 +266,8 @@ struct Devices {
     read_only: SliceMap,
     read_write: SliceMap,
     vsock: VsockHandle,
+    balloon: BalloonHandle,
+    mem: Option<MemHandle>,
 }
 
 impl Ground<'_> {
@@ -315,6 +325,17 @@ impl Ground<'_> {
             Vsock::new(config.cid, Box::new(on_guest_connect)).map_err(host("make the vsock device"))?;
         slots.add("vsock device", Box::new(device))?;
         slots.add("entropy device", Box::new(Rng::new()))?;
+        let (device, balloon) =
+            Balloon::new(config.memory_mib - MIN_MEMORY_MIB).map_err(host("make the balloon"))?;
+        slots.add("balloon", Box::new(device))?;
+        let mem = match layout::hotplug_range(config.memory_mib << 20, config.hotplug_mib << 20) {
+            Some((address, length)) => {
+                let (device, mem) = Mem::new(address, length).map_err(host("make the memory device"))?;
+                slots.add("memory device", Box::new(device))?;
+                Some(mem)
+            }
+            None => None,
+        };
         let generation_event =
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make the generation event"))?;
         kvm.connect_interrupt(&generation_event, layout::EVENT_DEVICE_GSI)
@@ -337,6 +358,8 @@ impl Ground<'_> {
             read_only,
             read_write,
             vsock,
+            balloon,
+            mem,
         })
     }
 

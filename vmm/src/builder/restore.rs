@@ -47,7 +47,12 @@ impl Ground<'_> {
         let (kvm, (state, memory)) = self.create_vm_beside(|| {
             let state = MachineState::read(FromStart::of(state)).map_err(BuildError::Snapshot)?;
             self.check_shape(&state).map_err(BuildError::Snapshot)?;
-            let ranges = layout::ram_ranges(state.memory_mib << 20);
+            let memory_bytes = state.memory_mib << 20;
+            let hotplug = layout::hotplug_range(memory_bytes, state.hotplug_mib << 20);
+            let ranges: Vec<_> = layout::ram_ranges(memory_bytes)
+                .into_iter()
+                .chain(hotplug)
+                .collect();
             let memory = image::map(&ranges, memory, &state.data).map_err(BuildError::Memory)?;
             Ok((state, memory))
         })?;
@@ -107,6 +112,7 @@ impl Ground<'_> {
             config.n_possible_vcpus.into(),
         )?;
         equal("MiB of memory", state.memory_mib, config.memory_mib)?;
+        equal("MiB to be plugged", state.hotplug_mib, config.hotplug_mib)?;
         // vCPUs may be added, none taken away.
         let (n_saved, n_wanted) = (state.vcpus.len() as u64, u64::from(config.n_vcpus));
         check("running vCPUs", n_saved, n_wanted, n_saved <= n_wanted)

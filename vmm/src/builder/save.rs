@@ -69,6 +69,7 @@ pub fn save(machine: &Machine, mut state_file: File, mut memory_file: File) -> R
     let state = MachineState {
         n_possible_vcpus: sources.config.n_possible_vcpus,
         memory_mib: sources.config.memory_mib,
+        hotplug_mib: sources.config.hotplug_mib,
         data,
         cpuid: sources.cpuid.clone(),
         vm,

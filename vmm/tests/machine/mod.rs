@@ -24,6 +24,7 @@ pub(crate) fn config() -> VmConfig {
         n_vcpus: 1,
         n_possible_vcpus: 1,
         memory_mib: 64,
+        hotplug_mib: 0,
         kernel_args: String::new(),
         cid: 3,
         net: None,

@@ -84,6 +84,7 @@ fn order_start(owner: &OwnerSocket, guest: &Guest, console: OwnedFd) -> Result<(
         n_vcpus: 1,
         n_possible_vcpus: 1,
         memory_mib: MEMORY_MIB,
+        hotplug_mib: 0,
         kernel_args: guest.args.clone(),
         cid: 3,
         net: None,

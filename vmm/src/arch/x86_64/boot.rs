@@ -65,17 +65,18 @@ pub enum BootError {
     },
 }
 
-/// Loads everything and writes the start info; returns the address of the first instruction.
+/// Loads everything and writes the start info; returns the address of the first instruction. The guest is told of
+/// `memory_bytes` of RAM, which is not all of `memory` when some is yet to be plugged.
 ///
 /// # Errors
 /// [`BootError`]; guest memory is then of no use.
 pub fn load(
     memory: &GuestMemory,
+    memory_bytes: u64,
     kernel: &mut File,
     initrd: &mut File,
     command_line: &str,
 ) -> Result<GuestAddress, BootError> {
-    let memory_bytes: u64 = memory.iter().map(vm_memory::GuestMemoryRegion::len).sum();
     let loaded = Elf::load(memory, None, kernel, Some(layout::HIGH_RAM_START)).map_err(|source| {
         BootError::Kernel {
             memory_mib: memory_bytes >> 20,
@@ -244,7 +245,7 @@ mod tests {
         std::io::Write::write_all(&mut file, &[0; 4096]).unwrap();
         let mut initrd = tempfile::tempfile().unwrap();
         assert!(matches!(
-            load(&memory(), &mut file, &mut initrd, ""),
+            load(&memory(), 4 << 20, &mut file, &mut initrd, ""),
             Err(BootError::Kernel { .. })
         ));
     }

@@ -17,6 +17,8 @@
 //! 4 GiB      +---------------------------+
 //!            | RAM that did not fit below|
 //!            +---------------------------+
+//!            | memory to be plugged      |   from the next multiple of 2 GiB on; not in the memory map
+//!            +---------------------------+
 //! ```
 
 use vm_memory::GuestAddress;
@@ -80,6 +82,20 @@ pub const LAST_DEVICE_GSI: Gsi = Gsi(23);
 /// The ACPI generic event device's interrupt.
 pub const EVENT_DEVICE_GSI: Gsi = Gsi(5);
 
+/// Memory to be plugged begins at a multiple of this: the largest memory block that Linux chooses on x86-64
+/// (`probe_memory_block_size`, arch/x86/mm/init_64.c), which can use whole blocks only.
+const HOTPLUG_ALIGN: u64 = 2 << 30;
+
+/// Where memory to be plugged goes in a guest with that much RAM, as address and length in bytes; `None` without any.
+#[must_use]
+pub fn hotplug_range(memory_bytes: u64, hotplug_bytes: u64) -> Option<(GuestAddress, u64)> {
+    let ram_end = ram_ranges(memory_bytes)
+        .last()
+        .map_or(0, |(start, length)| start.0 + length);
+    let start = ram_end.max(HOLE_END).next_multiple_of(HOTPLUG_ALIGN);
+    (hotplug_bytes != 0).then_some((GuestAddress(start), hotplug_bytes))
+}
+
 /// The RAM ranges of a guest with that much memory, as address and length in bytes.
 #[must_use]
 pub fn ram_ranges(memory_bytes: u64) -> Vec<(GuestAddress, u64)> {
@@ -94,6 +110,15 @@ pub fn ram_ranges(memory_bytes: u64) -> Vec<(GuestAddress, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plugged_memory_is_above_all_ram() {
+        for (memory_bytes, start) in [(64 << 20, 4), (3 << 30, 4), ((3 << 30) + 4096, 6), (8 << 30, 10)] {
+            let range = hotplug_range(memory_bytes, 1 << 30);
+            assert_eq!(range, Some((GuestAddress(start << 30), 1 << 30)));
+            assert_eq!(hotplug_range(memory_bytes, 0), None);
+        }
+    }
 
     #[test]
     fn ram_goes_around_the_hole() {
