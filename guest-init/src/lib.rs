@@ -14,6 +14,7 @@ pub mod identity;
 pub mod log;
 pub mod network;
 pub mod reaper;
+pub mod reclaim;
 pub mod sandbox;
 pub mod service;
 pub mod stats;

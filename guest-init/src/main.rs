@@ -9,7 +9,7 @@ use guest_init::{
         cmdline::{Mode, Options},
     },
     error::{Context, Result},
-    log,
+    log, reclaim,
     sandbox::{Config, Sandbox},
     service,
 };
@@ -43,6 +43,7 @@ fn run() -> Result<()> {
         .context(|| "start the event loop")?;
     runtime.block_on(async {
         let sandbox = Sandbox::start(Config::of_guest()?)?;
+        reclaim::start(sandbox.containers_cgroup());
         let api = format!("vsock://-1:{GUEST_API_PORT}");
         let server = service::serve(sandbox, &api, listen(STDIO_PORT)?).await?;
         tell_host().context(|| "tell the host that the guest is ready")?;

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     boot,
-    container::cgroup::Hierarchy,
+    container::cgroup::{Cgroup, Hierarchy},
     containers::{Containers, Resources},
     error::{Context, Error, ErrorKind, Result},
     events::Events,
@@ -86,6 +86,12 @@ impl Sandbox {
             handshake: tokio::sync::Mutex::new(handshake),
             configured: OnceLock::new(),
         }))
+    }
+
+    /// The cgroup of all containers.
+    #[must_use]
+    pub fn containers_cgroup(&self) -> Cgroup {
+        self.resources.hierarchy.all()
     }
 
     /// When it was ready, in microseconds after the kernel's start.

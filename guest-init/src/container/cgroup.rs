@@ -53,6 +53,14 @@ impl Hierarchy {
         Freezer::new(self.containers.clone())
     }
 
+    /// The group of all containers.
+    #[must_use]
+    pub fn all(&self) -> Cgroup {
+        Cgroup {
+            path: self.containers.clone(),
+        }
+    }
+
     /// Makes the group of container `id` with its limits. On error nothing of it is left.
     ///
     /// # Errors
