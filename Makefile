@@ -46,7 +46,7 @@ guest-init: setup
 		cp target/$(TRIPLE)/guest/eci-guest-init target/release/eci-guest-init
 	@guest-init/pack-initramfs target/release/eci-guest-init target/guest/initramfs.cpio
 
-target/guest/vmlinux: kernel-config/build $(wildcard kernel-config/fragments/*) | setup
+target/guest/vmlinux: kernel-config/build $(wildcard kernel-config/fragments/* kernel-config/patches/*) | setup
 	kernel-config/build $@
 	@touch $@
 
