@@ -135,7 +135,11 @@ impl FakeVm {
                     }
                     self.say(&Event::Done { id });
                 }
-                Command::RemoveExtents { id, .. } | Command::Pause { id } | Command::Resume { id } => {
+                Command::RemoveExtents { id, .. }
+                | Command::Pause { id }
+                | Command::Resume { id }
+                | Command::SetBalloon { id, .. }
+                | Command::ResizeMemory { id, .. } => {
                     self.say(&Event::Done { id });
                 }
                 Command::Stats { id } => self.say(&Event::Stats {
