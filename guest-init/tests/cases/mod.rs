@@ -501,6 +501,7 @@ pub(crate) async fn a_clone_becomes_another_sandbox(guest: &Guest) {
         "clone\nclone\n0\n"
     );
     // Prepared before, started after.
+    let _other_input = guest.stream("c2", "", "stdin").await;
     guest.start("c2", "").await.unwrap();
     assert_eq!(guest.exec("c2", "hostname").await, "clone\n");
     new_input.finish().await;
