@@ -2,7 +2,7 @@
 
 mod netlink;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use self::netlink::{Link, LinkChange, Message, Socket};
 use crate::{
@@ -25,6 +25,8 @@ pub struct Interface {
     pub mtu: u32,
 }
 
+/// Length of the prefix of link-local addresses.
+const LINK_LOCAL_PREFIX: u8 = 64;
 /// Longest interface name (`IFNAMSIZ` without its NUL, `linux/if.h`).
 const MAX_NAME_BYTES: usize = 15;
 
@@ -105,7 +107,9 @@ pub struct Network {
 }
 
 impl Network {
-    /// Looks which interfaces there are, and brings up the loopback interface.
+    /// Looks which interfaces there are, and brings up the loopback interface and those of the machine: what their
+    /// drivers allocate then, clones of a template find done. They have no address before they are set up, so nothing
+    /// but multicast reports could leave through them.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -116,6 +120,15 @@ impl Network {
             socket
                 .request(Message::bring_up(loopback.index, LinkChange::default()))
                 .context(|| "bring up lo")?;
+        }
+        for link in links.iter().filter(|link| link.is_virtio) {
+            // A template's own would be on the network thousands of times.
+            socket
+                .request(Message::no_automatic_address(link.index))
+                .context(|| format!("keep {} without an address", link.name))?;
+            socket
+                .request(Message::bring_up(link.index, LinkChange::default()))
+                .context(|| format!("bring up {}", link.name))?;
         }
         Ok(Self {
             socket,
@@ -165,7 +178,6 @@ fn find(links: &[Link], mac: [u8; 6], origin: Origin) -> Result<&Link> {
 
 fn set_up(socket: &mut Socket, link: &Link, interface: &Interface) -> Result<()> {
     let name = &interface.name;
-    // A name can be changed while the interface is down only, so this comes with bringing it up.
     let change = LinkChange {
         name: Some(name),
         mac: (link.mac != interface.mac).then_some(interface.mac),
@@ -181,7 +193,8 @@ fn set_up(socket: &mut Socket, link: &Link, interface: &Interface) -> Result<()>
                 interface.mtu
             )
         })?;
-    for (address, length) in &interface.addresses {
+    let link_local = (link_local(interface.mac).into(), LINK_LOCAL_PREFIX);
+    for (address, length) in std::iter::once(&link_local).chain(&interface.addresses) {
         socket
             .request(Message::add_address(link.index, *address, *length))
             .context(|| format!("add {address}/{length} to {name}"))?;
@@ -192,6 +205,12 @@ fn set_up(socket: &mut Socket, link: &Link, interface: &Interface) -> Result<()>
             .context(|| format!("add the default route through {gateway} on {name}"))?;
     }
     Ok(())
+}
+
+/// The address the kernel would give an interface with address `mac` (RFC 4291, section 2.5.6 and appendix A).
+fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
 /// Takes the interface down, with its routes, and its addresses away.
@@ -245,6 +264,12 @@ mod tests {
             assert_eq!(found(&links, Origin::Booted), booted, "{links:?}");
             assert_eq!(found(&links, Origin::Cloned), cloned, "{links:?}");
         }
+    }
+
+    #[test]
+    fn a_link_local_address_is_the_kernels() {
+        let address = link_local([0x02, 0x11, 0x22, 0x33, 0x44, 0x55]);
+        assert_eq!(address.to_string(), "fe80::11:22ff:fe33:4455");
     }
 
     #[test]

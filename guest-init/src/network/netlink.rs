@@ -1,6 +1,10 @@
 //! The few rtnetlink messages that are needed (`linux/netlink.h`, `linux/rtnetlink.h`, `linux/if_link.h`).
 
-use std::{io, net::IpAddr, os::fd::OwnedFd};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+    os::fd::OwnedFd,
+};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
@@ -22,6 +26,9 @@ const IFINFO_BYTES: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -95,6 +102,21 @@ impl Message {
         if mtu != 0 {
             message.attribute(IFLA_MTU, &mtu.to_ne_bytes());
         }
+        message
+    }
+
+    /// Makes the kernel give interface `index` no IPv6 address of its own accord.
+    pub(super) fn no_automatic_address(index: u32) -> Self {
+        let mut message = Self {
+            kind: RTM_NEWLINK,
+            flags: 0,
+            body: vec![0; IFINFO_BYTES],
+        };
+        // Of struct ifinfomsg the index only: no flag changes.
+        message.body[4..8].copy_from_slice(&index.to_ne_bytes());
+        let inet6 = u16::from(family(IpAddr::V6(Ipv6Addr::UNSPECIFIED)));
+        let mode = attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+        message.attribute(IFLA_AF_SPEC, &attribute(inet6, &mode));
         message
     }
 
@@ -173,12 +195,19 @@ impl Message {
     }
 
     fn attribute(&mut self, kind: u16, value: &[u8]) {
-        let length = u16::try_from(4 + value.len()).expect("attributes here are short");
-        self.body.extend(length.to_ne_bytes());
-        self.body.extend(kind.to_ne_bytes());
-        self.body.extend(value);
-        self.body.resize(self.body.len().next_multiple_of(4), 0);
+        self.body.extend(attribute(kind, value));
     }
+}
+
+/// struct rtattr: length and type, then the value, padded.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).expect("attributes here are short");
+    let mut bytes = Vec::with_capacity(value.len() + 8);
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 /// An rtnetlink socket.
@@ -345,6 +374,19 @@ mod tests {
                 }
             );
         }
+    }
+
+    #[test]
+    fn nested_attributes_are_laid_out_as_the_kernel_reads_them() {
+        let message = Message::no_automatic_address(7);
+        assert_eq!(message.body.len(), IFINFO_BYTES + 16);
+        assert_eq!(u32_at(&message.body, 4), Some(7));
+        assert_eq!(message.body[8..IFINFO_BYTES], [0; 8], "no flag changes");
+        let at = |offset| u16_at(&message.body, IFINFO_BYTES + offset);
+        assert_eq!((at(0), at(2)), (Some(16), Some(IFLA_AF_SPEC)));
+        assert_eq!((at(4), at(6)), (Some(12), Some(10)));
+        assert_eq!((at(8), at(10)), (Some(5), Some(IFLA_INET6_ADDR_GEN_MODE)));
+        assert_eq!(message.body[IFINFO_BYTES + 12], IN6_ADDR_GEN_MODE_NONE);
     }
 
     #[test]
