@@ -175,6 +175,35 @@ impl DeviceQueue {
         Ok(self.queue.enable_notification(memory)?)
     }
 
+    /// How many buffers the driver has added, ever (modulo 2^16). Asks for a kick when it adds another, whatever is left
+    /// in the queue.
+    ///
+    /// # Errors
+    /// The ring left guest memory.
+    pub fn expect_another(&mut self, memory: &GuestMemory) -> Result<u16, QueueFailure> {
+        self.queue.enable_notification(memory)?;
+        let added = self.queue.avail_idx(memory, Ordering::Acquire)?.0;
+        if self.queue.event_idx_enabled() {
+            // avail_event, after the elements of the used ring (virtio 1.2, 2.7.10), is where a kick is wanted.
+            let offset = 4 + 8 * u64::from(self.queue.size());
+            let address = GuestAddress(self.queue.used_ring().wrapping_add(offset));
+            memory
+                .store(added.to_le(), address, Ordering::Relaxed)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+        }
+        // The wish must be visible before the index is looked at again.
+        fence(Ordering::SeqCst);
+        Ok(added)
+    }
+
+    /// As [`DeviceQueue::expect_another`], without asking for anything.
+    ///
+    /// # Errors
+    /// The ring left guest memory.
+    pub fn added(&self, memory: &GuestMemory) -> Result<u16, QueueFailure> {
+        Ok(self.queue.avail_idx(memory, Ordering::Acquire)?.0)
+    }
+
     /// Kicks itself, to come back to the queue after other events had their turn.
     pub fn kick_again(&self) {
         // A full counter is readable, which is all that is wanted.

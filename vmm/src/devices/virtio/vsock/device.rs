@@ -134,12 +134,22 @@ impl VirtioDevice for Vsock {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let on_guest_connect = self.on_guest_connect.take().ok_or(ActivateError::BackendLost)?;
-        let mux = Mux::new(
+        let mut mux = Mux::new(
             u64::from(self.cid),
             self.limits,
             on_guest_connect,
             Arc::clone(&self.counters),
         );
+        if self.announce_reset {
+            let mut random = [0; 4];
+            rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(
+                |source| ActivateError::Host {
+                    action: "draw a vsock port",
+                    source: source.into(),
+                },
+            )?;
+            mux.leave_ports(u32::from_ne_bytes(random));
+        }
         let (inbox, counters) = (Arc::clone(&self.inbox), Arc::clone(&self.counters));
         let mut worker =
             Worker::new(mux, activation, inbox, counters).map_err(|source| ActivateError::Host {

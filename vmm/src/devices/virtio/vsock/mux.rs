@@ -64,6 +64,13 @@ impl Mux {
         }
     }
 
+    /// Connections to the guest begin at a host port no earlier one is likely to have had: a guest that was restored keeps
+    /// the sockets of the captured VM's connections until their owners close them, and refuses what comes from their
+    /// ports.
+    pub(super) fn leave_ports(&mut self, random: u32) {
+        self.next_host_port = FIRST_HOST_PORT + random % (u32::MAX - FIRST_HOST_PORT);
+    }
+
     /// Sockets are watched by this from now on.
     pub(super) fn watch_with(&mut self, poller: Arc<Poller>) {
         self.poller = Some(poller);

@@ -12,6 +12,7 @@ use virtio_queue::desc::split::Descriptor;
 use super::device::Limits;
 use super::packet::{HEADER_BYTES, Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::*;
+use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::testing::{Driver, HEAP, MEMORY_BYTES, readable, writable};
 
 const CID: u64 = 7;
@@ -42,9 +43,14 @@ impl Guest {
     }
 
     fn without_buffers(limits: Limits) -> Self {
+        Guest::with_device(limits, |_| {})
+    }
+
+    fn with_device(limits: Limits, prepare: impl FnOnce(&mut Vsock)) -> Self {
         let (sender, accepted) = channel();
         let on_guest_connect = Box::new(move |port, stream| sender.send((port, stream)).unwrap());
-        let (vsock, handle) = Vsock::with_limits(7, on_guest_connect, limits).unwrap();
+        let (mut vsock, handle) = Vsock::with_limits(7, on_guest_connect, limits).unwrap();
+        prepare(&mut vsock);
         let driver = Driver::start(Box::new(vsock), 0);
         Guest {
             driver,
@@ -830,4 +836,16 @@ fn hundred_thousand_lines_both_ways() {
     writer.join().unwrap();
     assert!(reader.join().unwrap() == to_host);
     assert!(seen == to_guest);
+}
+
+#[test]
+fn a_restored_device_connects_from_ports_of_its_own() {
+    let ports: std::collections::HashSet<_> = (0..3)
+        .map(|_| {
+            let mut guest = Guest::with_device(Limits::default(), |device| assert!(device.load(&[1])));
+            guest.post_buffers(4);
+            guest.connect_from_host(1024).0.host_port
+        })
+        .collect();
+    assert_eq!(ports.len(), 3, "{ports:?}");
 }

@@ -41,11 +41,12 @@ pub(super) struct Worker {
     rx: DeviceQueue,
     tx: DeviceQueue,
     event: DeviceQueue,
+    /// The driver has not seen yet that all its connections are gone: buffers it had added to the event queue when it was
+    /// told. It adds another once it has closed them, and it would close a new one with them.
+    reset_unseen: Option<u16>,
     inbox: Arc<Inbox>,
     counters: Arc<VsockCounters>,
     poller: Arc<Poller>,
-    /// The driver has not dealt yet with the event that ends its connections: a new one would end with them.
-    resets: bool,
 }
 
 impl std::fmt::Debug for Worker {
@@ -85,10 +86,10 @@ impl Worker {
         let tx = queues.remove(TX_QUEUE);
         let rx = queues.remove(RX_QUEUE);
         let poller = Poller::new()?;
-        poller.watch_readable(&event.kick, EVENT_KICK)?;
         poller.watch_readable(&rx.kick, RX_KICK)?;
         poller.watch_readable(&tx.kick, TX_KICK)?;
         poller.watch_readable(inbox.event(), INBOX)?;
+        poller.watch_readable(&event.kick, EVENT_KICK)?;
         let poller = Arc::new(poller);
         mux.watch_with(Arc::clone(&poller));
         Ok(Worker {
@@ -99,10 +100,10 @@ impl Worker {
             rx,
             tx,
             event,
+            reset_unseen: None,
             inbox,
             counters,
             poller,
-            resets: false,
         })
     }
 
@@ -124,10 +125,9 @@ impl Worker {
                 .writable
                 .write(&self.memory, &EVENT_TRANSPORT_RESET.to_le_bytes())
         });
-        self.event.clear_kick();
-        self.event.expect_kicks(&self.memory)?;
+        // Before the driver can see the event.
+        self.reset_unseen = Some(self.event.expect_another(&self.memory)?);
         self.event.add_used(&self.memory, head, written)?;
-        self.resets = true;
         if self.event.needs_notification(&self.memory)? {
             self.interrupt.trigger(InterruptCause::UsedBuffer);
         }
@@ -168,15 +168,12 @@ impl Worker {
                     STOP => return Ok(()),
                     RX_KICK => self.rx.clear_kick(),
                     TX_KICK => self.tx.clear_kick(),
+                    EVENT_KICK => self.event.clear_kick(),
                     INBOX => {
                         clear_event(self.inbox.event());
-                        self.take_wishes();
-                    }
-                    EVENT_KICK => {
-                        // The driver gives the buffer back once it has dealt with what was in it.
-                        self.event.clear_kick();
-                        self.resets = false;
-                        self.take_wishes();
+                        while let Some(connect) = self.inbox.pop() {
+                            self.mux.connect(connect, Instant::now());
+                        }
                     }
                     number => self.mux.socket_ready(number, event.event_set()),
                 }
@@ -186,15 +183,6 @@ impl Worker {
             more = self.take_packets()?;
             more |= self.give_packets()?;
             more |= congested && !self.mux.is_congested();
-        }
-    }
-
-    /// Begins the connections that the host wants.
-    fn take_wishes(&mut self) {
-        while !self.resets
-            && let Some(connect) = self.inbox.pop()
-        {
-            self.mux.connect(connect, Instant::now());
         }
     }
 
@@ -236,6 +224,13 @@ impl Worker {
 
     /// To the guest. `true` when there may be more at once.
     fn give_packets(&mut self) -> Result<bool, QueueFailure> {
+        if let Some(added) = self.reset_unseen {
+            if self.event.added(&self.memory)? == added {
+                // Goes on with the kick of the event queue.
+                return Ok(false);
+            }
+            self.reset_unseen = None;
+        }
         self.rx.suppress_kicks(&self.memory)?;
         let now = Instant::now();
         let mut n_given = 0;
