@@ -47,7 +47,7 @@ guest-init: setup
 	@guest-init/pack-initramfs target/release/eci-guest-init target/guest/initramfs.cpio
 
 target/guest/vmlinux: kernel-config/build $(wildcard kernel-config/fragments/* kernel-config/patches/*) | setup
-	kernel-config/build $@
+	kernel-config/build $(CURDIR)/$@
 	@touch $@
 
 .PHONY: install
