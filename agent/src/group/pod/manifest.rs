@@ -3,6 +3,8 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, de::DeserializeOwned};
 
+use super::place::{self, Step};
+
 /// Why text is no Pod.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
@@ -41,7 +43,7 @@ pub enum ManifestError {
     /// Fields a Pod does not have.
     #[error("{}: no such field in a Pod (is it misspelt, or indented wrongly?)", .fields.join(", "))]
     UnknownFields {
-        /// Their paths.
+        /// Their paths, with lines.
         fields: Vec<String>,
     },
 }
@@ -58,7 +60,11 @@ pub fn parse_manifest(text: &str) -> Result<Pod, ManifestError> {
         };
         let value: serde_json::Value = serde_json::from_str(text).map_err(syntax)?;
         check_kind(|field| value.get(field)?.as_str().map(str::to_owned))?;
-        return typed(&mut serde_json::Deserializer::from_str(text));
+        let line = |steps: &[Step]| {
+            let error = place::error_at(&mut serde_json::Deserializer::from_str(text), steps);
+            error.map(|error| error.line())
+        };
+        return typed(&mut serde_json::Deserializer::from_str(text), line);
     }
     let syntax = |error: serde_yaml_ng::Error| ManifestError::Syntax {
         format: "YAML",
@@ -87,10 +93,12 @@ pub fn parse_manifest(text: &str) -> Result<Pod, ManifestError> {
         });
     }
     check_kind(|field| document.get(field)?.as_str().map(str::to_owned))?;
-    let document = serde_yaml_ng::Deserializer::from_str(text)
-        .nth(position)
-        .ok_or(ManifestError::Documents { count: 0 })?;
-    typed(document)
+    let document = || serde_yaml_ng::Deserializer::from_str(text).nth(position);
+    let line = |steps: &[Step]| {
+        let error = place::error_at(document()?, steps)?;
+        error.location().map(|location| location.line())
+    };
+    typed(document().ok_or(ManifestError::Documents { count: 0 })?, line)
 }
 
 fn check_kind(read: impl Fn(&str) -> Option<String>) -> Result<(), ManifestError> {
@@ -103,7 +111,8 @@ fn check_kind(read: impl Fn(&str) -> Option<String>) -> Result<(), ManifestError
     Ok(())
 }
 
-fn typed<'de, T, D>(deserializer: D) -> Result<T, ManifestError>
+/// Reads a value that may have no fields but those of its type. `line` tells where a field stands.
+fn typed<'de, T, D>(deserializer: D, line: impl Fn(&[Step]) -> Option<usize>) -> Result<T, ManifestError>
 where
     T: DeserializeOwned,
     D: serde::Deserializer<'de>,
@@ -113,7 +122,7 @@ where
     let mut track = serde_path_to_error::Track::new();
     let result = {
         let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
-        let mut note = |path: serde_ignored::Path<'_>| unknown.push(plain_path(&path));
+        let mut note = |path: serde_ignored::Path<'_>| unknown.push(place::steps(&path));
         T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note))
     };
     let value = result.map_err(|error| ManifestError::Field {
@@ -121,28 +130,13 @@ where
         problem: error.to_string(),
     })?;
     if unknown.is_empty() {
-        Ok(value)
-    } else {
-        Err(ManifestError::UnknownFields { fields: unknown })
+        return Ok(value);
     }
-}
-
-/// The path in the form `spec.containers[0].imagee`, optional values left out.
-fn plain_path(path: &serde_ignored::Path<'_>) -> String {
-    use serde_ignored::Path;
-    match path {
-        Path::Root => String::new(),
-        Path::Seq { parent, index } => format!("{}[{index}]", plain_path(parent)),
-        Path::Map { parent, key } => {
-            let parent = plain_path(parent);
-            if parent.is_empty() {
-                key.clone()
-            } else {
-                format!("{parent}.{key}")
-            }
-        }
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
-            plain_path(parent)
-        }
-    }
+    let fields = unknown.iter().map(|steps| {
+        let field = place::text(steps);
+        line(steps).map_or(field.clone(), |line| format!("{field} (line {line})"))
+    });
+    Err(ManifestError::UnknownFields {
+        fields: fields.collect(),
+    })
 }

@@ -3,6 +3,7 @@
 
 mod container;
 mod manifest;
+mod place;
 #[cfg(test)]
 mod tests;
 

@@ -307,7 +307,11 @@ fn mistakes_in_the_text_are_placed() {
     );
     refused(
         &with_container("    imagee: x\n    resources: {limit: {cpu: 1}}\n"),
-        &["spec.containers[0].imagee, spec.containers[0].resources.limit: no such field"],
+        &["spec.containers[0].imagee (line 8), spec.containers[0].resources.limit (line 9): no such field"],
+    );
+    refused(
+        "{\"apiVersion\": \"v1\", \"kind\": \"Pod\",\n\"spec\": {\"containers\": [\n{\"imagee\": 1}]}}",
+        &["spec.containers[0].imagee (line 3): no such field"],
     );
     refused(
         "apiVersion: apps/v1\nkind: Deployment\n",
