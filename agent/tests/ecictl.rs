@@ -166,9 +166,8 @@ fn groups_are_created_shown_and_deleted() {
     assert!(stderr.contains("\"db\""), "{stderr}");
 }
 
-#[test]
-fn mistakes_of_a_manifest_are_shown() {
-    let agent = start();
+/// Creates a group from standard input.
+fn create(agent: &Agent, pod: &[u8]) -> (i32, String, String) {
     let mut child = agent
         .command(&["create", "-f", "-"])
         .stdin(Stdio::piped())
@@ -176,11 +175,26 @@ fn mistakes_of_a_manifest_are_shown() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let pod = b"apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  containers:\n  - {name: c, image: a}\n  - {name: c, image: a}\n";
     child.stdin.take().unwrap().write_all(pod).unwrap();
-    let (code, _, stderr) = outcome(child.wait_with_output().unwrap());
+    outcome(child.wait_with_output().unwrap())
+}
+
+#[test]
+fn mistakes_of_a_manifest_are_shown() {
+    let pod = b"apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  containers:\n  - {name: c, image: a}\n  - {name: c, image: a}\n";
+    let (code, _, stderr) = create(&start(), pod);
     assert_eq!(code, 1);
     assert!(stderr.contains("spec.containers[1].name"), "{stderr}");
+}
+
+#[test]
+fn a_setback_ends_the_wait_for_a_group_that_goes_on_trying() {
+    let pod =
+        b"apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: c, image: missing}]}\n";
+    let (code, stdout, stderr) = create(&start(), pod);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("ImagePullFailed: No such image"), "{stderr}");
+    assert!(stderr.contains("ecictl rm eci-"), "{stderr}");
 }
 
 #[test]

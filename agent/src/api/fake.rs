@@ -185,7 +185,12 @@ impl Engine for FakeEngine {
             self.tokens.lock().unwrap().insert(token, before);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let group = running(id.clone(), spec, u64::try_from(now.as_millis()).unwrap());
+        let mut group = running(id.clone(), spec, u64::try_from(now.as_millis()).unwrap());
+        if group.spec.containers[0].image.contains("missing") {
+            group.status.phase = Phase::Pending;
+            group.status.reason = "ImagePullFailed".into();
+            group.status.message = "No such image".into();
+        }
         self.groups.send_modify(|groups| groups.push(group));
         Ok(id)
     }

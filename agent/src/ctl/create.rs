@@ -83,6 +83,11 @@ async fn wait_until_running(client: &Client, created: &Created, quiet: bool) -> 
         }
         shown = events.len();
         match group.status.phase {
+            // A name that is spelt wrong should not take as long to be told as a slow registry: the first setback ends
+            // the wait, though not the group's attempts.
+            Phase::Scheduling | Phase::Pending if !group.status.reason.is_empty() => {
+                bail!("{}", setback(&group))
+            }
             Phase::Scheduling | Phase::Pending => {}
             Phase::Running if has_waiting(&group) => {}
             Phase::Running | Phase::Succeeded => return Ok(()),
@@ -99,6 +104,18 @@ fn has_waiting(group: &Group) -> bool {
             && container.restart_count == 0
             && container.previous.is_none()
     })
+}
+
+/// Why a group does not run yet, and what can be done.
+fn setback(group: &Group) -> String {
+    let (id, status) = (&group.id, &group.status);
+    format!(
+        "Group {id} ({}) does not run: {}: {}\nIt goes on trying: ecictl describe {id} shows how it fares, ecictl rm {id} \
+         ends it",
+        group.spec.name,
+        status.reason,
+        table::clean(&status.message)
+    )
 }
 
 /// Why a group does not run, with all the agent knows.
