@@ -83,8 +83,16 @@ nested-test: nested-binary ## run `cargo test $(ARGS)` with each test program wh
 ## Testing
 
 .PHONY: test
-test: build nested-binary ## all tests; those that need KVM run in the L1 host
-	@tests/run
+test: build nested-binary images sdks ## all tests; those that need KVM run in the L1 host
+	@ECI_SDK_PYTHON=$(CURDIR)/target/sdk/bin/python tests/run
+
+.PHONY: images
+images: setup
+	@tests/demo/build-images target/demo
+
+.PHONY: sdks
+sdks: setup
+	@tests/sdk/install target/sdk
 
 .PHONY: bench
 bench: build nested-binary ## measure start time and memory against QEMU; ARGS='options': docs/benchmarks.md
@@ -101,6 +109,5 @@ check: setup ## format, lints, documentation, architecture, licences and sources
 	PATH="$$(tools/setup --tools-path):$$PATH" cargo deny --all-features check bans licenses sources
 
 .PHONY: run
-run: build nested-binary ## show a container group at work, where KVM works
-	tests/demo/build-images target/demo
+run: build nested-binary images ## show a container group at work, where KVM works
 	$(NESTED) run -- tests/demo/run target/demo target/release target/guest

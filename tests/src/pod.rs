@@ -1,0 +1,60 @@
+//! Pod manifests, as short as a test can say them.
+
+use serde_json::{Value, json};
+
+/// A Pod being written.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    name: String,
+    manifest: Value,
+}
+
+impl Pod {
+    /// A Pod without containers, that is not restarted and ends within a second.
+    pub fn new(name: &str) -> Self {
+        let manifest = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": name },
+            "spec": { "restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [] },
+        });
+        Self {
+            name: name.to_owned(),
+            manifest,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Adds a container that runs a shell script.
+    #[must_use]
+    pub fn container(self, name: &str, image: &str, script: &str) -> Self {
+        self.container_with(name, image, script, json!({}))
+    }
+
+    /// Adds a container that runs a shell script, with further fields.
+    #[must_use]
+    pub fn container_with(mut self, name: &str, image: &str, script: &str, fields: Value) -> Self {
+        let mut container = json!({
+            "name": name,
+            "image": image,
+            "command": ["/bin/sh", "-c", script],
+            "resources": { "limits": { "cpu": "250m", "memory": "128Mi" } },
+        });
+        if let (Some(container), Value::Object(fields)) = (container.as_object_mut(), fields) {
+            container.extend(fields);
+        }
+        if let Some(containers) = self.manifest["spec"]["containers"].as_array_mut() {
+            containers.push(container);
+        }
+        self
+    }
+
+    /// The manifest as JSON, which is YAML too.
+    pub fn manifest(&self) -> String {
+        self.manifest.to_string()
+    }
+}

@@ -1,0 +1,11 @@
+//! The cases, each a sentence about the system.
+
+pub(crate) mod death;
+pub(crate) mod doors;
+pub(crate) mod exec;
+pub(crate) mod life;
+pub(crate) mod recovery;
+pub(crate) mod refusals;
+
+/// A container's script that says something and goes on until it is told to end.
+const SAY_HELLO: &str = "echo hello; trap 'exit 0' TERM; sleep 100000 & wait";

@@ -1,0 +1,91 @@
+//! The whole system at work: whole groups on real KVM, driven through the agent's doors as users drive them. Needs KVM
+//! and what `make build images sdks` makes; what is missing is said, and fails every case. All cases share a registry and
+//! an agent, and each is compared before and after: it has to leave the host as it found it.
+
+#![allow(missing_docs, reason = "a test")]
+
+mod cases;
+
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use tests::stage::Stage;
+
+/// A stage that is set up by the first case that is run, so that listing the cases starts nothing.
+type Shared = Arc<Mutex<Option<Stage>>>;
+
+macro_rules! trials {
+    ($shared:ident: $($module:ident::{$($case:ident),* $(,)?},)*) => {
+        vec![$($(trial(&$shared, concat!(stringify!($module), "::", stringify!($case)), cases::$module::$case)),*),*]
+    };
+}
+
+fn trial(shared: &Shared, name: &str, case: fn(&mut Stage) -> Result<()>) -> Trial {
+    let (shared, title) = (Arc::clone(shared), name.to_owned());
+    Trial::test(name, move || {
+        let started = Instant::now();
+        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = match &mut *shared {
+            Some(stage) => stage.run(case),
+            empty => Stage::set_up().and_then(|stage| empty.insert(stage).run(case)),
+        };
+        eprintln!("{title}: {:.1} s", started.elapsed().as_secs_f64());
+        result.map_err(|error| Failed::from(format!("{error:#}")))
+    })
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They share a host, and are compared before and after.
+    arguments.test_threads = Some(1);
+    let shared = Shared::default();
+    let trials = trials! { shared:
+        life::{
+            twenty_runs_leave_nothing_behind,
+        },
+        exec::{
+            a_hundred_thousand_lines_arrive_complete_and_in_order,
+            exit_codes_come_back_exactly,
+            input_ends_where_the_caller_ends_it,
+            what_cannot_be_run_is_named,
+        },
+        recovery::{
+            a_killed_agent_finds_its_groups_as_they_were,
+        },
+        refusals::{
+            an_unknown_image_is_named,
+            content_with_another_digest_is_not_taken,
+            an_unreachable_registry_is_named,
+            more_than_twenty_containers_are_too_many,
+            reserved_ports_are_refused,
+            a_container_without_memory_is_refused,
+            a_malformed_manifest_is_refused_with_line_and_field,
+            a_host_without_usable_kvm_says_so,
+            a_full_disk_ends_a_pull_and_nothing_else,
+        },
+        death::{
+            a_container_out_of_memory_dies_alone,
+            a_killed_vmm_ends_one_group,
+            a_killed_shim_ends_one_group,
+        },
+        doors::{
+            the_official_sdk_drives_a_live_group,
+        },
+    };
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let stage = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let ended = stage.map_or(Ok(()), Stage::take_down);
+    if let Err(error) = &ended {
+        eprintln!("the host did not end well: {error:#}");
+    }
+    if conclusion.has_failed() || ended.is_err() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
