@@ -441,7 +441,12 @@ pub fn container_spec(
     }
     let mut mounts = standard_mounts();
     mounts.extend(volume_mounts(group, container)?);
-    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    // As the kubelet has it on cgroup v2: a container that is out of memory ends as a whole. Without one of its processes
+    // it would go on in a state that nobody wrote it for, and its end, if any, would not name the reason.
+    let mut resources = json!({
+        "devices": [{"allow": false, "access": "rwm"}],
+        "unified": {"memory.oom.group": "1"},
+    });
     if let Some(size) = container.size {
         resources["memory"] = json!({"limit": size.memory_bytes});
         resources["cpu"] = json!({
@@ -648,6 +653,7 @@ mod tests {
         let value = serde_json::to_value(&spec).unwrap();
         assert_eq!(value["linux"]["resources"]["cpu"]["quota"], 50_000);
         assert_eq!(value["linux"]["resources"]["memory"]["limit"], 1 << 20);
+        assert_eq!(value["linux"]["resources"]["unified"]["memory.oom.group"], "1");
         let mount = value["mounts"].as_array().unwrap().last().unwrap();
         assert_eq!(mount["type"], "emptydir");
         assert_eq!(mount["options"], json!(["ro", "medium=memory", "size=4096"]));
