@@ -26,6 +26,27 @@ pub const KEY_SECRET: &str = "system-test-secret";
 /// Bearer token that port 10250 knows.
 pub const TOKEN: &str = "system-test-token";
 
+/// Which groups of a host go on from templates instead of booting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Templates {
+    /// None.
+    Off,
+    /// Those of one small container: a single template, made in the background after the first such group.
+    OfSmallGroups,
+}
+
+impl Templates {
+    /// The smallest size of a group and what its guest needs beside, MiB. The next larger size is far above.
+    const SMALL_MIB: u32 = 640;
+
+    fn config(self) -> String {
+        match self {
+            Self::Off => "enabled = false".to_owned(),
+            Self::OfSmallGroups => format!("max_memory_mib = {}", Self::SMALL_MIB),
+        }
+    }
+}
+
 /// A host of container groups. Its agent is killed when this is dropped; [`Host::stop`] ends it well.
 #[derive(Debug)]
 pub struct Host {
@@ -43,7 +64,13 @@ impl Host {
     ///
     /// # Errors
     /// It does not serve; the message has its log.
-    pub fn start(product: &Product, dir: &Path, state_dir: &Path, registry: &str) -> Result<Self> {
+    pub fn start(
+        product: &Product,
+        dir: &Path,
+        state_dir: &Path,
+        registry: &str,
+        templates: Templates,
+    ) -> Result<Self> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -67,6 +94,9 @@ initrd = "{initrd}"
 scratch_gib = 1
 cgroup_root = "/sys/fs/cgroup/eci-system-test"
 
+[template]
+{templates}
+
 [network]
 bridge = "ecitest0"
 subnet = "10.88.0.0/16"
@@ -89,6 +119,7 @@ listen = "{readonly}"
             run = dir.join("run").display(),
             kernel = product.guest.join("vmlinux").display(),
             initrd = product.guest.join("initramfs.cpio").display(),
+            templates = templates.config(),
         );
         let path = dir.join("agent.toml");
         fs::write(&path, config).with_context(|| format!("write {}", path.display()))?;
@@ -144,6 +175,16 @@ listen = "{readonly}"
     /// The agent's process.
     pub fn agent_id(&self) -> u32 {
         self.agent.id()
+    }
+
+    /// Waits for a line of the agent's log.
+    ///
+    /// # Errors
+    /// There is none; the message has the end of the log.
+    pub fn wait_log(&mut self, words: &str) -> Result<()> {
+        self.agent
+            .wait_line(words, |line| line.contains(words))
+            .map(|_| ())
     }
 
     /// The end of the agent's log.

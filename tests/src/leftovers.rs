@@ -63,10 +63,17 @@ impl Snapshot {
                 await_end(id).with_context(|| format!("{name} is left behind"))?;
             }
         }
-        let now = Self::take(host)?;
+        self.compare(&Self::take(host)?)
+    }
+
+    /// That a later moment is as this one.
+    ///
+    /// # Errors
+    /// What came and what went.
+    pub fn compare(&self, later: &Self) -> Result<()> {
         let mut differences = Vec::new();
         for (kind, before) in &self.things {
-            let after = &now.things[kind];
+            let after = &later.things[kind];
             differences.extend(
                 after
                     .difference(before)

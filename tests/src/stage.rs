@@ -1,11 +1,18 @@
-//! What all cases share: a registry with one small image, and an agent that has it. Each case leaves the host as it was.
+//! What all cases share: a registry with one small image, and an agent that has it, so that groups of one small
+//! container start from a template and all others boot. Each case leaves the host as it was.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::{host::Host, leftovers::Snapshot, product::Product, registry::Registry};
+use crate::{
+    host::{Host, Templates},
+    leftovers::Snapshot,
+    pod::Pod,
+    product::Product,
+    registry::Registry,
+};
 
 /// The small image's repository and tag.
 const TOOLS: &str = "demo/tools:latest";
@@ -40,19 +47,30 @@ impl Stage {
             .with_context(|| format!("make a directory in {}", base.display()))?;
         let registry = Registry::start(dir.path())?;
         registry.push(&product.images.join("tools"), TOOLS)?;
-        let host = start_host(&product, dir.path(), &registry)?;
-        let stage = Self {
+        let agent_dir = dir.path().join("agent");
+        let host = Host::start(
+            &product,
+            &agent_dir,
+            &agent_dir.join("state"),
+            &registry.name(),
+            Templates::OfSmallGroups,
+        )?;
+        let mut stage = Self {
             product,
             registry,
             host,
             dir,
         };
-        stage
-            .host
-            .ecictl(&["image", "pull", &stage.tools()])?
-            .success()
-            .context("pull the image of all cases")?;
+        stage.warm_up()?;
         Ok(stage)
+    }
+
+    /// Has the host make what it makes once and keeps: the image, and the template of small groups.
+    fn warm_up(&mut self) -> Result<()> {
+        let pod = Pod::new("first").container("main", &self.tools(), "exec sleep 100000");
+        self.host.create(&pod)?;
+        self.host.wait_log("template is ready")?;
+        self.host.remove(pod.name())
     }
 
     /// The reference of an image with busybox, which the host has.
@@ -116,13 +134,4 @@ impl Stage {
     pub fn take_down(self) -> Result<()> {
         self.host.stop()
     }
-}
-
-fn start_host(product: &Product, dir: &Path, registry: &Registry) -> Result<Host> {
-    Host::start(
-        product,
-        &dir.join("agent"),
-        &dir.join("agent/state"),
-        &registry.name(),
-    )
 }

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
     let shared = Shared::default();
     let trials = trials! { shared:
         life::{
+            leftovers_of_every_kind_are_seen,
             twenty_runs_leave_nothing_behind,
         },
         exec::{

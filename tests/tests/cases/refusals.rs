@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::{
-    host::Host,
+    host::{Host, Templates},
     leftovers::Snapshot,
     pod::Pod,
     process::{self, Finished},
@@ -249,6 +249,7 @@ pub(crate) fn a_full_disk_ends_a_pull_and_nothing_else(stage: &mut Stage) -> Res
             &dir,
             &disk.0.join("state"),
             &stage.registry.name(),
+            Templates::Off,
         )?;
         host.ecictl(&["image", "pull", &stage.tools()])?.success()?;
         let before = Snapshot::take(&host)?;
