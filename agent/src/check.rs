@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::{config::Config, tuning};
 
 /// Free disk below which images and scratch disks soon fail.
 const MIN_FREE_BYTES: u64 = 2 << 30;
@@ -72,6 +72,10 @@ pub fn run(config: &Config) -> Vec<Check> {
     if !config.sandbox.cgroup_root.as_os_str().is_empty() {
         checks.push(cgroup(&config.sandbox.cgroup_root));
     }
+    checks.push(starts(
+        tuning::moves_are_fast(),
+        config.sandbox.fast_cgroup_moves,
+    ));
     if config.network.enabled {
         checks.push(device("tun", "/dev/net/tun", "modprobe tun"));
         checks.push(bridge());
@@ -189,6 +193,24 @@ fn cgroup(root: &Path) -> Check {
             format!("{} is no cgroup v2 directory: {error}", parent.display()),
             "boot with systemd.unified_cgroup_hierarchy=1, or set sandbox.cgroup_root = \"\" to run without limits",
         ),
+    }
+}
+
+/// Whether starts wait for moves between cgroups; what `serve` sets by itself is no warning.
+fn starts(moves_are_fast: Option<bool>, agent_may_set_it: bool) -> Check {
+    match moves_are_fast {
+        Some(true) => Check::ok("start time", "cgroups are mounted with favordynmods"),
+        Some(false) if agent_may_set_it => Check::ok(
+            "start time",
+            "cgroups will be mounted with favordynmods by `eci-agent serve`",
+        ),
+        Some(false) => Check::failed(
+            "start time",
+            "every start waits for the kernel several times, some milliseconds each",
+            "set sandbox.fast_cgroup_moves = true, or mount -o remount,favordynmods /sys/fs/cgroup",
+        )
+        .warning(),
+        None => Check::failed("start time", "no cgroup v2 is mounted", "mount it at /sys/fs/cgroup").warning(),
     }
 }
 
@@ -314,6 +336,16 @@ mod tests {
                 .contains("root")
         );
         assert!(kvm("", error(io::ErrorKind::NotFound)).fix.contains("nested"));
+    }
+
+    #[test]
+    fn slow_starts_are_a_warning_only_where_nobody_will_mend_them() {
+        assert_eq!(starts(Some(true), false).outcome, Outcome::Ok);
+        assert_eq!(starts(Some(false), true).outcome, Outcome::Ok);
+        let slow = starts(Some(false), false);
+        assert_eq!(slow.outcome, Outcome::Warning);
+        assert!(slow.fix.contains("favordynmods"));
+        assert_eq!(starts(None, true).outcome, Outcome::Warning);
     }
 
     #[test]

@@ -155,6 +155,8 @@ pub struct SandboxConfig {
     pub kernel_args: String,
     /// Parent cgroup (v2) of the groups; empty = no limits on the host's side.
     pub cgroup_root: PathBuf,
+    /// Mount the host's cgroups with `favordynmods`: sandboxes start faster, every fork and exit on the host costs a little.
+    pub fast_cgroup_moves: bool,
 }
 
 /// Network of the groups.
@@ -317,6 +319,7 @@ impl Default for SandboxConfig {
             request_timeout_seconds: 60,
             kernel_args: String::new(),
             cgroup_root: "/sys/fs/cgroup/eci".into(),
+            fast_cgroup_moves: true,
         }
     }
 }

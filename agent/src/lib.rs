@@ -21,3 +21,4 @@ pub mod sandbox;
 pub mod scratch;
 pub mod store;
 mod sys;
+pub mod tuning;

@@ -8,6 +8,7 @@ use agent::{
     config::{Config, LogConfig, LogFormat},
     host::{Host, StoreImages},
     image::ImageStore,
+    tuning,
 };
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -41,6 +42,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Sets this host up for fast starts, as `serve` does, and ends. It lasts until the host is restarted.
+    Tune,
     /// Removes bridge and firewall rules of a host that is no longer used; refuses while there are groups.
     Cleanup {
         #[command(flatten)]
@@ -107,6 +110,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 ExitCode::FAILURE
             })
         }
+        Command::Tune => {
+            let changed = tuning::make_moves_fast().context("make moves between cgroups fast")?;
+            println!(
+                "cgroups are mounted with favordynmods{}",
+                if changed { " now" } else { " already" }
+            );
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Cleanup { config } => {
             let config = config.load()?;
             start_log(&config.log)?;
@@ -143,6 +154,16 @@ fn start_log(config: &LogConfig) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    if config.sandbox.fast_cgroup_moves {
+        match tuning::make_moves_fast() {
+            Ok(changed) => tracing::debug!(changed, "moves between cgroups are fast"),
+            // Worth no refusal: what is lost is some time at each start.
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "moves between cgroups stay slow, and so do starts"
+            ),
+        }
+    }
     let host = Arc::new(open(config.clone()).await?);
     let doors = Doors::bind(&config, Arc::clone(&host) as _).await?;
     tracing::info!(node_name = config.node_name, "serving");
