@@ -508,6 +508,7 @@ impl Supervisor {
             Event::Stats { id, .. } => self.answer(id, Ok(())),
             Event::Exited(reason) => {
                 self.reported.get_or_insert(reason);
+                close_elsewhere(fds);
             }
         }
     }
@@ -519,6 +520,19 @@ impl Supervisor {
             Some(sender) => drop(sender.send(answer)),
             None => tracing::debug!(id, "the VMM answered a command that nobody waits for"),
         }
+    }
+}
+
+/// Closes what is left of a VM on a thread of its own: the kernel takes its time (`Event::Exited`), and the end of the
+/// sandbox need not wait for it. The thread ends with this process at the latest.
+fn close_elsewhere(remains: Vec<OwnedFd>) {
+    if remains.is_empty() {
+        return;
+    }
+    let thread = std::thread::Builder::new().name("vm-remains".into());
+    if let Err(error) = thread.spawn(move || drop(remains)) {
+        // They were closed here and now, with the closure.
+        tracing::debug!(%error, "no thread to close what is left of the VM");
     }
 }
 

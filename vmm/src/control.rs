@@ -9,7 +9,7 @@
 //!    | <--- GuestConnected{port} + fd - |   the guest connected to a host vsock port
 //!    | -- Connect{id, port} + fd -----> |   fd becomes the other end of a connection to a guest port
 //!    | <--- Done{id} / Failed{id} ----- |
-//!    | <----------------- Exited ------ |   always the last message; then the process ends
+//!    | <----------- Exited + fd ------- |   always the last message; then the process ends; fd is what is left of the VM
 //! ```
 //!
 //! [`OwnerSocket`] is the owner's end, [`VmmSocket`] the VMM's. `send` and `recv` block, `try_send` and `try_recv`
@@ -145,7 +145,11 @@ pub enum Event {
         /// Counter name to value; names are stable (`blk_vda_read_bytes`, `vcpu_exits_mmio`...).
         counters: std::collections::BTreeMap<String, u64>,
     },
-    /// The VM has ended; the last message.
+    /// The VM has ended; the last message. Unless it failed to start, the message carries one descriptor: the VM's.
+    ///
+    /// The kernel takes a VM apart when its last descriptor is closed, and waits several RCU grace periods meanwhile (20 ms
+    /// and more at 250 ticks a second). With this one left to the owner, the process ends before that, and its memory is
+    /// free. The owner closes it where nobody waits; it is of no other use.
     Exited(ExitReason),
 }
 

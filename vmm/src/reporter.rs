@@ -67,8 +67,16 @@ impl Reporter {
     /// # Errors
     /// [`ControlError`]: the owner is gone.
     pub fn send(&self, event: &Event) -> Result<(), ControlError> {
+        self.send_with(event, &[])
+    }
+
+    /// [`Self::send`], with copies of descriptors.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the owner is gone.
+    pub fn send_with(&self, event: &Event, fds: &[BorrowedFd<'_>]) -> Result<(), ControlError> {
         self.flush()?;
-        self.owner.send(event, &[])
+        self.owner.send(event, fds)
     }
 
     /// Sends what is kept; waits for the owner to read. For the VMM thread.

@@ -25,6 +25,13 @@ pub struct Vm {
     pub(crate) stats: Vec<StatsSource>,
 }
 
+/// The VM in KVM.
+impl AsFd for Vm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.kvm.as_fd()
+    }
+}
+
 impl std::fmt::Debug for Vm {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter

@@ -5,6 +5,7 @@
 mod machine;
 mod stub_guest;
 
+use std::os::fd::AsRawFd;
 use std::process::Command as Process;
 
 use machine::{Machine, config};
@@ -33,6 +34,22 @@ fn guest_powers_off() {
         run(Code::default().print("off").out(0x600, 0x34).spin()),
         (ExitReason::Shutdown, "off".into())
     );
+}
+
+/// Whoever closes the VM last waits for the kernel to take it apart: that is left to the owner.
+#[test]
+fn what_is_left_of_the_vm_goes_to_its_owner() {
+    let mut machine = Machine::start(Code::default().out(0x600, 0x34).spin(), config());
+    assert_eq!(machine.event(), Event::Started);
+    let (event, remains) = machine.owner.recv().unwrap();
+    assert_eq!(event, Event::Exited(ExitReason::Shutdown));
+    let kinds: Vec<_> = remains
+        .iter()
+        .map(|fd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap())
+        .collect();
+    assert_eq!(kinds, [std::path::Path::new("anon_inode:kvm-vm")]);
+    // The process ends all the same.
+    assert!(machine.process.wait().unwrap().success());
 }
 
 #[test]

@@ -1,13 +1,12 @@
 //! The VM: memory slots, interrupt controller, events wired to the guest.
 
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use kvm_bindings::{
     KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_cpuid_entry2, kvm_enable_cap,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
-use std::os::fd::FromRawFd;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -99,6 +98,13 @@ impl Host {
 #[derive(Debug)]
 pub struct Vm {
     vm: VmFd,
+}
+
+impl AsFd for Vm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: `vm` owns the descriptor and closes it when dropped; the borrow keeps `self`, and so `vm`, from that.
+        unsafe { BorrowedFd::borrow_raw(self.vm.as_raw_fd()) }
+    }
 }
 
 impl Vm {
