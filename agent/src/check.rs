@@ -72,10 +72,7 @@ pub fn run(config: &Config) -> Vec<Check> {
     if !config.sandbox.cgroup_root.as_os_str().is_empty() {
         checks.push(cgroup(&config.sandbox.cgroup_root));
     }
-    checks.push(starts(
-        tuning::moves_are_fast(),
-        config.sandbox.fast_cgroup_moves,
-    ));
+    checks.push(starts(tuning::moves_are_fast(), config.sandbox.fast_cgroup_moves));
     if config.network.enabled {
         checks.push(device("tun", "/dev/net/tun", "modprobe tun"));
         checks.push(bridge());
@@ -210,7 +207,12 @@ fn starts(moves_are_fast: Option<bool>, agent_may_set_it: bool) -> Check {
             "set sandbox.fast_cgroup_moves = true, or mount -o remount,favordynmods /sys/fs/cgroup",
         )
         .warning(),
-        None => Check::failed("start time", "no cgroup v2 is mounted", "mount it at /sys/fs/cgroup").warning(),
+        None => Check::failed(
+            "start time",
+            "no cgroup v2 is mounted",
+            "mount it at /sys/fs/cgroup",
+        )
+        .warning(),
     }
 }
 

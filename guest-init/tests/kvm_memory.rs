@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+#[allow(dead_code, reason = "shared with tests that need more of it")]
 mod framework;
 mod machine;
 
