@@ -244,7 +244,7 @@ mod tests {
             store.remove(&b.group.id).unwrap();
         }
         let store = Store::open(&path).unwrap();
-        assert_eq!(store.records().unwrap(), [a.clone()]);
+        assert_eq!(store.records().unwrap(), std::slice::from_ref(&a));
         assert_eq!(store.token("t", 10).unwrap(), Some(a.group.id));
         assert_eq!(store.token("t", 11 + TOKEN_LIFE_MS).unwrap(), None);
         assert_eq!(store.token("u", 10).unwrap(), None);

@@ -204,7 +204,7 @@ impl Driver {
                 }
                 // It was not created yet, or has ended and was removed: the plan goes on from there.
                 Err(error) => {
-                    tracing::debug!(group_id = %self.id, error = %error.chain(), "container not found")
+                    tracing::debug!(group_id = %self.id, error = %error.chain(), "container not found");
                 }
             }
         }
@@ -413,7 +413,7 @@ impl Driver {
                         Ok(ended) => self.ended(index, ended),
                         // The end of its sandbox, which has its own outcome with the reason.
                         Err(error) => {
-                            tracing::debug!(group_id = %self.id, error = %error.chain(), "wait ended")
+                            tracing::debug!(group_id = %self.id, error = %error.chain(), "wait ended");
                         }
                     }
                 }

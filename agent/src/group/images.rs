@@ -38,6 +38,9 @@ pub trait Images: Send + Sync + 'static {
     async fn remove(&self, reference: &str) -> Result<()>;
 }
 
+/// Decides what runs, from an image and a container of it. Blocks.
+pub type ResolveProcess = Box<dyn Fn(&ContainerSpec) -> Result<ResolvedProcess> + Send + Sync>;
+
 /// An image on this host; it stays as long as this lives.
 pub struct LocalImage {
     /// Manifest digest.
@@ -46,8 +49,8 @@ pub struct LocalImage {
     pub was_present: bool,
     /// Its files.
     pub rootfs: Rootfs,
-    /// What runs, from the image and the container. Blocks.
-    pub resolve: Box<dyn Fn(&ContainerSpec) -> Result<ResolvedProcess> + Send + Sync>,
+    /// What runs.
+    pub resolve: ResolveProcess,
     /// Keeps the files.
     pub lease: Box<dyn Send + Sync>,
 }

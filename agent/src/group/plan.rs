@@ -135,10 +135,10 @@ fn plan_run(seen: &Seen) -> Vec<Action> {
     for (index, container) in seen.containers.iter().enumerate() {
         match *container {
             ContainerSeen::Idle { not_before_ms } => {
-                at(seen, not_before_ms, Action::Pull(index), &mut actions)
+                at(seen, not_before_ms, Action::Pull(index), &mut actions);
             }
             ContainerSeen::Pulled if seen.sandbox == SandboxSeen::Running => {
-                actions.push(Action::Start(index))
+                actions.push(Action::Start(index));
             }
             _ => {}
         }

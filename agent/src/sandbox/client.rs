@@ -481,22 +481,21 @@ fn decode<M: Message>(any: &Any, expected: &str) -> Result<M> {
 /// The one place where codes of the shim protocol become the engine's kinds.
 fn from_ttrpc(what: &str, object: &str, error: ttrpc::Error) -> Error {
     use ttrpc::Code;
-    let kind = match &error {
-        ttrpc::Error::RpcStatus(status) => match status.code.enum_value_or_default() {
-            Code::INVALID_ARGUMENT | Code::OUT_OF_RANGE => ErrorKind::InvalidArgument,
-            Code::NOT_FOUND => ErrorKind::NotFound,
-            Code::ALREADY_EXISTS => ErrorKind::AlreadyExists,
-            Code::FAILED_PRECONDITION | Code::ABORTED => ErrorKind::FailedPrecondition,
-            Code::RESOURCE_EXHAUSTED => ErrorKind::ResourceExhausted,
-            Code::UNAVAILABLE => ErrorKind::Unavailable,
-            Code::DEADLINE_EXCEEDED => ErrorKind::DeadlineExceeded,
-            _ => ErrorKind::Internal,
-        },
-        _ => ErrorKind::Unavailable,
-    };
-    let cause = match &error {
-        ttrpc::Error::RpcStatus(status) => status.message.clone(),
-        other => other.to_string(),
+    let (kind, cause) = match error {
+        ttrpc::Error::RpcStatus(status) => {
+            let kind = match status.code.enum_value_or_default() {
+                Code::INVALID_ARGUMENT | Code::OUT_OF_RANGE => ErrorKind::InvalidArgument,
+                Code::NOT_FOUND => ErrorKind::NotFound,
+                Code::ALREADY_EXISTS => ErrorKind::AlreadyExists,
+                Code::FAILED_PRECONDITION | Code::ABORTED => ErrorKind::FailedPrecondition,
+                Code::RESOURCE_EXHAUSTED => ErrorKind::ResourceExhausted,
+                Code::UNAVAILABLE => ErrorKind::Unavailable,
+                Code::DEADLINE_EXCEEDED => ErrorKind::DeadlineExceeded,
+                _ => ErrorKind::Internal,
+            };
+            (kind, status.message)
+        }
+        other => (ErrorKind::Unavailable, other.to_string()),
     };
     let kind = if cause.contains("timeout") && kind == ErrorKind::Unavailable {
         ErrorKind::DeadlineExceeded

@@ -63,7 +63,7 @@ impl Monitor {
             ready: None,
         };
         if self == Self::Ours {
-            order_start(&owner, guest, console)?;
+            order_start(&owner, guest, &console)?;
             running.owner = Some(owner);
         }
         Ok(running)
@@ -71,7 +71,7 @@ impl Monitor {
 }
 
 /// What the shim does.
-fn order_start(owner: &OwnerSocket, guest: &Guest, console: OwnedFd) -> Result<()> {
+fn order_start(owner: &OwnerSocket, guest: &Guest, console: &OwnedFd) -> Result<()> {
     let kvm = File::options()
         .read(true)
         .write(true)
