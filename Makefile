@@ -16,7 +16,7 @@ export NESTED_PROGRAM := $(CURDIR)/$(NESTED)
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install what building and testing needs: Debian packages, the L1 host's kernel
@@ -107,6 +107,10 @@ check: setup ## format, lints, documentation, architecture, licences and sources
 	cargo test -q -p tests --test architecture
 	@tools/setup cargo-deny
 	PATH="$$(tools/setup --tools-path):$$PATH" cargo deny --all-features check bans licenses sources
+
+.PHONY: fuzz
+fuzz: setup ## run each fuzz target for FUZZ_SECONDS (60); ARGS='TARGET...' for some
+	fuzz/run $(ARGS)
 
 .PHONY: run
 run: build nested-binary images ## show a container group at work, where KVM works

@@ -10,6 +10,8 @@ pub mod config;
 pub mod ctl;
 pub mod engine;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod group;
 pub mod host;
 pub mod image;

@@ -4,6 +4,8 @@
 //! A reader takes in complete lines only, joins partial ones, and when following waits for inotify events.
 
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod line;
 mod read;
 

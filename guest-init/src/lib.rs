@@ -10,6 +10,8 @@ pub mod container;
 pub mod containers;
 pub mod error;
 pub mod events;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod identity;
 pub mod log;
 pub mod network;

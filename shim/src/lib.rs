@@ -23,6 +23,8 @@ pub mod console;
 pub mod delete;
 pub mod error;
 pub mod events;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod guest;
 pub mod persist;
 pub mod resource;

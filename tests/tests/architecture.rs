@@ -139,6 +139,7 @@ const VMM_LAYERS: &[&[&str]] = &[
     &["reporter"],
     &["builder"],
     &["event_loop"],
+    &["fuzz"],
 ];
 
 #[test]
@@ -261,6 +262,41 @@ fn pure_files_do_no_io() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Names of the entries of a directory, without extension.
+fn stems(dir: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    entries
+        .map(|entry| {
+            let path = entry.expect("readable").path();
+            path.file_stem()
+                .expect("it has a name")
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect()
+}
+
+/// A target that is in none of the tables would be fuzzed but never replayed by `cargo test`.
+#[test]
+fn every_fuzz_target_is_built_seeded_and_replayed() {
+    let targets = stems(&root().join("fuzz/fuzz_targets"));
+    assert_eq!(targets, stems(&root().join("fuzz/seeds")), "targets, seeds");
+    let manifest = fs::read_to_string(root().join("fuzz/Cargo.toml")).expect("readable");
+    let tables = ["agent", "guest-init", "shim", "vmm"]
+        .map(|name| fs::read_to_string(root().join(name).join("src/fuzz.rs")).expect("readable"))
+        .concat();
+    for target in targets {
+        assert!(
+            manifest.contains(&format!("name = \"{target}\"")),
+            "{target} is not in fuzz/Cargo.toml"
+        );
+        assert!(
+            tables.contains(&format!("(\"{target}\", {target})")),
+            "{target} is in no crate's TARGETS"
+        );
+    }
+}
+
 #[test]
 fn documents_name_only_paths_that_exist() {
     let mut wrong = Vec::new();
@@ -290,6 +326,7 @@ fn documents_name_only_paths_that_exist() {
                     "kernel-config/",
                     "tests/",
                     "docs/",
+                    "fuzz/",
                     "packaging/",
                     "tools/",
                     ".ci/",

@@ -385,5 +385,7 @@ impl<Out, In> AsRawFd for ControlSocket<Out, In> {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,8 @@ pub mod config;
 pub mod control;
 pub mod devices;
 pub mod event_loop;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod irq;
 pub mod kvm;
 pub mod memory;

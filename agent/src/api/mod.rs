@@ -2,7 +2,7 @@
 //! keeps no state of its own beyond connections.
 
 pub mod admin;
-mod eci;
+pub(crate) mod eci;
 mod exec;
 #[cfg(test)]
 pub(crate) mod fake;

@@ -16,6 +16,8 @@
 mod disk;
 mod erofs;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod layer;
 mod pull;
 mod record;

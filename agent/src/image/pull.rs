@@ -1,5 +1,8 @@
 //! Pulling: from a reference to an image on this host.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
+
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;

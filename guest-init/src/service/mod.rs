@@ -4,6 +4,9 @@ mod convert;
 mod status;
 mod stdio;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use stdio::fuzz;
+
 use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use async_trait::async_trait;

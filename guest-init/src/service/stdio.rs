@@ -119,6 +119,32 @@ fn split_header(received: &[u8]) -> Result<Option<(Header, Vec<u8>)>> {
     Ok(Some((header, received[end + 1..].to_vec())))
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz {
+    //! Fuzz target of the first line of a connection.
+
+    use super::{STDIO_HEADER_MAX_BYTES, split_header};
+
+    /// The bytes of a connection, as they are at its end and at any time before.
+    ///
+    /// # Panics
+    /// When a byte behind the line is lost, or a line is accepted before it has ended.
+    pub fn stdio_preface(data: &[u8]) {
+        let line_end = data.iter().position(|byte| *byte == b'\n');
+        for length in 0..=data.len().min(STDIO_HEADER_MAX_BYTES) {
+            let received = &data[..length];
+            match split_header(received) {
+                Ok(Some((_, early))) => {
+                    let end = line_end.expect("there is no header without a line");
+                    assert_eq!(received[end + 1..], early);
+                }
+                Ok(None) => assert!(line_end.is_none_or(|end| end >= length)),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -34,7 +34,7 @@ impl Tap {
     ///
     /// # Errors
     /// None that matter.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn from_packet_socket(fd: OwnedFd) -> io::Result<Self> {
         Tap::non_blocking(fd, false)
     }

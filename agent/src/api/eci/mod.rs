@@ -4,6 +4,8 @@
 mod actions;
 mod error;
 mod exec_socket;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod http1;
 mod nonces;
 mod reply;

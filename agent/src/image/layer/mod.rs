@@ -2,6 +2,8 @@
 
 mod blob;
 mod decompress;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 mod index;
 mod pax;
 mod tar;

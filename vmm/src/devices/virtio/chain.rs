@@ -228,7 +228,7 @@ impl Ranges {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl From<Vec<GuestRange>> for Ranges {
     fn from(ranges: Vec<GuestRange>) -> Self {
         let mut all = Ranges::default();

@@ -14,6 +14,8 @@ pub mod block;
 pub mod chain;
 pub mod counters;
 pub mod device;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod mem;
 pub mod net;
 pub mod queue;

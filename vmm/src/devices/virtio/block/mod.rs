@@ -13,6 +13,9 @@ mod slices;
 mod tests;
 mod worker;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use worker::fuzz;
+
 pub use device::{Block, BlockCounters};
 pub use slices::{SliceError, SliceMap};
 

@@ -8,6 +8,9 @@ mod device;
 mod tests;
 mod worker;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use worker::fuzz;
+
 pub use device::{Net, NetCounters, NetError};
 
 /// Device to driver, driver to device.

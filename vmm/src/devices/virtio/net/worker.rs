@@ -20,6 +20,9 @@ use crate::memory::GuestMemory;
 use crate::sys::iovec::GuestIovecs;
 use crate::sys::tap::{Tap, VNET_HEADER_BYTES};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 const STOP: u64 = 0;
 const RX_KICK: u64 = 1;
 const TX_KICK: u64 = 2;

@@ -5,6 +5,9 @@ mod device;
 mod tests;
 mod worker;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use worker::fuzz;
+
 pub use device::{Rng, RngCounters};
 
 /// The only queue: buffers to be filled.

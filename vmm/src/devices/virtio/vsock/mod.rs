@@ -20,6 +20,8 @@
 mod connection;
 mod credit;
 mod device;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handle;
 mod mux;
 mod packet;

@@ -19,6 +19,9 @@ use crate::devices::virtio::{Activation, DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::GuestMemory;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 const STOP: u64 = 0;
 const RX_KICK: u64 = 1;
 const TX_KICK: u64 = 2;
