@@ -263,7 +263,10 @@ fn parse_head(head: &[u8]) -> Result<(Request, usize), ReadError> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut fields);
     match parsed.parse(head) {
-        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Complete(end)) if end == head.len() => {}
+        // Bare line feeds end a head for the parser, but not for us: what follows them would be lost, and a proxy before
+        // us may take it for a request of its own.
+        Ok(httparse::Status::Complete(_)) => return Err(ReadError::Malformed("line ends are not CR LF")),
         Ok(httparse::Status::Partial) => return Err(ReadError::Malformed("incomplete head")),
         Err(httparse::Error::TooManyHeaders) => return Err(ReadError::HeadTooLarge),
         Err(_) => return Err(ReadError::Malformed("malformed head")),
@@ -412,6 +415,10 @@ mod tests {
                 ReadError::Malformed("a chunked body is not supported; send Content-Length"),
             ),
             ("nonsense\r\n\r\n".into(), ReadError::Malformed("malformed head")),
+            (
+                "GET / HTTP/1.1\nHost: h\n\nGET /hidden HTTP/1.1\r\n\r\n".into(),
+                ReadError::Malformed("line ends are not CR LF"),
+            ),
             (
                 "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nx".into(),
                 ReadError::Ended,
