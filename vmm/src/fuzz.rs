@@ -1,5 +1,5 @@
-//! Entry points of the fuzz targets in `fuzz/` at the top of the repository: one a surface that takes bytes from a guest or
-//! from a broken VMM. Built for fuzzers and for tests only; the tests replay the seeds.
+//! Entry points of the fuzz targets in `fuzz/` at the top of the repository: one a surface that takes bytes from a guest,
+//! from a broken VMM, or from a snapshot. Built for fuzzers and for tests only; the tests replay the seeds.
 
 pub use crate::control::fuzz::control_event;
 pub use crate::devices::virtio::block::fuzz::block_queue;
@@ -7,6 +7,7 @@ pub use crate::devices::virtio::fuzz::{virtio_registers, virtqueue};
 pub use crate::devices::virtio::net::fuzz::net_queue;
 pub use crate::devices::virtio::rng::fuzz::rng_queue;
 pub use crate::devices::virtio::vsock::fuzz::{vsock_packets, vsock_queue};
+pub use crate::snapshot::fuzz::machine_state;
 
 /// A target: its name and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
@@ -15,6 +16,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("block_queue", block_queue),
     ("control_event", control_event),
+    ("machine_state", machine_state),
     ("net_queue", net_queue),
     ("rng_queue", rng_queue),
     ("virtio_registers", virtio_registers),

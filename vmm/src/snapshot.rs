@@ -9,11 +9,16 @@
 //! ```
 //! The checksum finds damage. It is no proof of origin: whoever passes a snapshot to a VMM vouches for it.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod short_list;
+
 use std::io::{self, Read, Write};
 
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
+use crate::config::MAX_VCPUS;
 use crate::devices::legacy::ConsoleState;
 use crate::devices::virtio::transport::TransportState;
 use crate::kvm::{VcpuState, VmState};
@@ -39,10 +44,12 @@ pub struct MachineState {
     /// Where guest memory has content.
     pub data: Vec<DataRange>,
     /// CPUID of vCPU 0: what processor, hypervisor and topology the guest has seen.
+    #[serde(deserialize_with = "short_list::deserialize::<_, _, KVM_MAX_CPUID_ENTRIES>")]
     pub cpuid: Vec<kvm_cpuid_entry2>,
     /// Interrupt controllers and clock.
     pub vm: VmState,
     /// Running vCPUs, by number from 0 on.
+    #[serde(deserialize_with = "short_list::deserialize::<_, _, { MAX_VCPUS as usize }>")]
     pub vcpus: Vec<VcpuState>,
     /// The serial port.
     pub console: ConsoleState,
