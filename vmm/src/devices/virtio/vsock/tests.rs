@@ -43,15 +43,24 @@ impl Guest {
     }
 
     fn without_buffers(limits: Limits) -> Self {
-        Guest::with_device(limits, |_| {})
+        Guest::with_device(limits, |_| {}, |_| {})
     }
 
-    fn with_device(limits: Limits, prepare: impl FnOnce(&mut Vsock)) -> Self {
+    fn with_device(
+        limits: Limits,
+        prepare: impl FnOnce(&mut Vsock),
+        before_ok: impl FnOnce(&mut Driver),
+    ) -> Self {
         let (sender, accepted) = channel();
         let on_guest_connect = Box::new(move |port, stream| sender.send((port, stream)).unwrap());
         let (mut vsock, handle) = Vsock::with_limits(7, on_guest_connect, limits).unwrap();
         prepare(&mut vsock);
-        let driver = Driver::start(Box::new(vsock), 0);
+        let mut driver = Driver::new(Box::new(vsock));
+        driver.negotiate(0);
+        driver.set_up_queues();
+        before_ok(&mut driver);
+        driver.set_status(0xf);
+        assert_eq!(driver.status(), 0xf);
         Guest {
             driver,
             handle,
@@ -838,11 +847,15 @@ fn hundred_thousand_lines_both_ways() {
     assert!(seen == to_guest);
 }
 
+fn restored(device: &mut Vsock) {
+    assert!(device.load(&[1]));
+}
+
 #[test]
 fn a_restored_device_connects_from_ports_of_its_own() {
     let ports: std::collections::HashSet<_> = (0..3)
         .map(|_| {
-            let mut guest = Guest::with_device(Limits::default(), |device| assert!(device.load(&[1])));
+            let mut guest = Guest::with_device(Limits::default(), restored, |_| {});
             guest.post_buffers(4);
             let (connection, stream, reply) = guest.connect_from_host(1024);
             // The reply comes when the device ends.
@@ -851,4 +864,29 @@ fn a_restored_device_connects_from_ports_of_its_own() {
         })
         .collect();
     assert_eq!(ports.len(), 3, "{ports:?}");
+}
+
+#[test]
+fn nothing_is_sent_before_a_restored_guest_has_closed_what_it_had() {
+    const EVENT_QUEUE: usize = 2;
+    let post_event = |driver: &mut Driver, number: u64| {
+        driver.add(EVENT_QUEUE, &[writable(TX_AREA + (1 << 20) + number * 8, 8)]);
+    };
+    let mut guest = Guest::with_device(Limits::default(), restored, |driver| {
+        post_event(driver, 0);
+        post_event(driver, 1);
+    });
+    guest.post_buffers(4);
+    let (_stream, reply) = connect_from_host(&guest.handle, 1024);
+    guest.driver.wait_used(EVENT_QUEUE);
+    // A packet that was looked at: the device had its turn since.
+    for _ in 0..3 {
+        guest.send(Socket::new(1, 2).header(Op::Reset), &[]);
+    }
+    assert!(guest.try_receive().is_none());
+    post_event(&mut guest.driver, 2);
+    guest.driver.kick(EVENT_QUEUE);
+    assert_eq!(guest.expect_op(Op::Request).dst_port, 1024);
+    drop(guest);
+    drop(reply);
 }
