@@ -1,5 +1,5 @@
 //! The guest API in a virtual machine, with the guest's own kernel: the cases of `containers.rs` one after the other, since
-//! a boot takes long where KVM is emulated. Needs KVM and `make build`; what is missing is said.
+//! a boot takes long where KVM is emulated, and forks of a running one. Needs KVM and `make build`; what is missing is said.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -7,7 +7,12 @@ mod cases;
 mod framework;
 mod machine;
 
+use std::collections::HashSet;
+
 use framework::{run_case, spec};
+use protocol::guest::ConfigureSandboxRequest;
+use serde_json::json;
+use ttrpc::Code;
 
 macro_rules! run_all {
     ($guest:ident: $($name:ident,)*) => {
@@ -53,5 +58,79 @@ fn the_guest_does_what_it_must() {
         let stats = guest.sandbox_stats().await;
         eprintln!("resident: {} KiB", stats.init_resident_bytes >> 10);
         assert!(stats.init_resident_bytes <= 4 << 20, "{stats}");
+    });
+}
+
+/// Answers each line with what it was told at its start, the line, and 16 random bytes.
+const ECHO: &str = "secret=$(cat /proc/sys/kernel/random/uuid); \\
+    while read line; do echo \"$secret $line $(cat /proc/sys/kernel/random/uuid)\"; done";
+
+/// What the program in `guest` answers to `line`: its memory, and something random.
+async fn ask(input: &mut framework::Stream, out: &mut framework::Stream, line: &str) -> (String, String) {
+    input.send(format!("{line}\n").as_bytes()).await;
+    let answer = out.line().await;
+    let words: Vec<_> = answer.split(' ').collect();
+    assert_eq!(words[1], line, "{answer}");
+    (words[0].to_owned(), words[2].to_owned())
+}
+
+#[test]
+fn forks_go_on_as_sandboxes_of_their_own() {
+    let size = machine::Size {
+        memory_mib: 256,
+        hotplug_mib: 0,
+    };
+    machine::run_sized(size, async |machine, guest| {
+        let mut spec = spec(&["sh", "-c", ECHO]);
+        spec["hostname"] = json!("guest");
+        spec["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts"}]);
+        guest.create("c1", &spec).await.unwrap();
+        let (mut input, mut out) = (
+            guest.stream("c1", "", "stdin").await,
+            guest.stream("c1", "", "stdout").await,
+        );
+        guest.start("c1", "").await.unwrap();
+        let (memory, first) = ask(&mut input, &mut out, "before").await;
+        guest.freeze().await.unwrap();
+        let snapshot = machine.capture();
+        guest.thaw().await.unwrap();
+        let (_, of_parent) = ask(&mut input, &mut out, "parent").await;
+
+        let mut random = HashSet::from([first, of_parent]);
+        let mut ids = HashSet::from([
+            guest.configured.machine_id.clone(),
+            guest.configured.boot_id.clone(),
+            guest.configured.generation.clone(),
+        ]);
+        for name in ["fork-a", "fork-b"] {
+            let (_machine, fork) = machine.restore(&snapshot).await;
+            // Nothing runs, and nothing can be started, before it is another.
+            let refused = fork.start("c1", "").await.unwrap_err();
+            assert_eq!(refused.code(), Code::FAILED_PRECONDITION, "{refused}");
+            // The same entropy for both, on purpose: the generation must do.
+            let identity = ConfigureSandboxRequest {
+                hostname: name.into(),
+                entropy: vec![3; 32],
+                is_clone: true,
+                ..Default::default()
+            };
+            let configured = fork.adopt(&identity).await.unwrap();
+            let (mut input, mut out) = (
+                fork.stream("c1", "", "stdin").await,
+                fork.stream("c1", "", "stdout").await,
+            );
+            fork.thaw().await.unwrap();
+            let (its_memory, of_fork) = ask(&mut input, &mut out, name).await;
+            assert_eq!(its_memory, memory, "the program went on");
+            assert!(random.insert(of_fork), "{random:?}");
+            for id in [configured.machine_id, configured.boot_id, configured.generation] {
+                assert!(ids.insert(id), "{ids:?}");
+            }
+            assert_eq!(fork.exec("c1", "hostname").await, format!("{name}\n"));
+            input.finish().await;
+            assert_eq!(fork.wait("c1", "").await.unwrap().exit_status, 0);
+        }
+        // The parent never noticed.
+        ask(&mut input, &mut out, "after").await;
     });
 }

@@ -82,14 +82,19 @@ fn process(id: &str, exec_id: &str) -> ProcessRequest {
 }
 
 impl Guest {
-    /// Connects to the sockets in `directory` and gives the guest its identity, and `n_vcpus` CPUs.
-    pub(crate) async fn connect(directory: &std::path::Path, n_vcpus: u32) -> Self {
+    /// Connects to the sockets in `directory`.
+    pub(crate) async fn attach(directory: &std::path::Path) -> Self {
         let address = format!("unix://{}", directory.join("api").display());
-        let mut guest = Self {
+        Self {
             client: GuestClient::new(Client::connect(&address).await.unwrap()),
             directory: directory.to_owned(),
             configured: ConfigureSandboxResponse::new(),
-        };
+        }
+    }
+
+    /// Connects to the sockets in `directory` and gives the guest its identity, and `n_vcpus` CPUs.
+    pub(crate) async fn connect(directory: &std::path::Path, n_vcpus: u32) -> Self {
+        let mut guest = Self::attach(directory).await;
         // Without an identity there are no containers.
         assert_eq!(
             guest.create("c1", &spec(&["true"])).await.unwrap_err(),
@@ -399,6 +404,7 @@ impl Stream {
     }
 
     /// The next line.
+    #[allow(dead_code, reason = "each test program uses its part")]
     #[allow(dead_code, reason = "each test program uses its part")]
     pub(crate) async fn line(&mut self) -> String {
         if !self.seen.contains('\n') {

@@ -54,7 +54,7 @@ pub(crate) fn run_sized(size: Size, test: impl AsyncFnOnce(&Machine, &Guest)) {
             return;
         }
     };
-    let machine = Machine::boot(&files, size);
+    let machine = Machine::boot(files, size);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -100,17 +100,37 @@ impl Files {
 const FIRST_ID: u64 = 1 << 32;
 
 pub(crate) struct Machine {
+    files: Arc<Files>,
+    size: Size,
     child: Child,
     directory: tempfile::TempDir,
     owner: Arc<OwnerSocket>,
     answers: Mutex<mpsc::Receiver<Event>>,
 }
 
+/// A machine as it was at one moment: its state, its memory and its disks.
+pub(crate) struct Snapshot {
+    directory: tempfile::TempDir,
+}
+
+fn open(path: &Path, write: bool) -> File {
+    File::options().read(true).write(write).open(path).unwrap()
+}
+
 impl Machine {
-    fn boot(files: &Files, size: Size) -> Self {
+    fn boot(files: Files, size: Size) -> Self {
         let directory = tempfile::tempdir().unwrap();
         image::make(directory.path());
-        let open = |path: &Path, write: bool| File::options().read(true).write(write).open(path).unwrap();
+        Self::start(Arc::new(files), size, directory, None)
+    }
+
+    /// Starts a machine with the disks in `directory`, and waits until its guest can be connected to.
+    fn start(
+        files: Arc<Files>,
+        size: Size,
+        directory: tempfile::TempDir,
+        snapshot: Option<&Snapshot>,
+    ) -> Self {
         let (console_read, console_write) = std::io::pipe().unwrap();
         let disks = ["vda", "vdb"].map(|name| open(&directory.path().join(name), name == "vdb"));
         let [read_only_extents, read_write_extents] = [0, 1].map(|index: usize| {
@@ -122,7 +142,7 @@ impl Machine {
             }]
         });
         let config = VmConfig {
-            origin: Origin::Boot,
+            origin: snapshot.map_or(Origin::Boot, |_| Origin::Snapshot),
             n_vcpus: N_VCPUS,
             n_possible_vcpus: N_VCPUS,
             memory_mib: size.memory_mib,
@@ -142,10 +162,16 @@ impl Machine {
         drop(command);
         let [vda, vdb] = disks;
         let console: OwnedFd = console_write.into();
+        let [first, second] = match snapshot {
+            None => [open(&files.kernel, false), open(&files.initramfs, false)],
+            Some(snapshot) => {
+                ["state", "memory"].map(|name| open(&snapshot.directory.path().join(name), false))
+            }
+        };
         let descriptors = [
             open("/dev/kvm".as_ref(), true).into(),
-            open(&files.kernel, false).into(),
-            open(&files.initramfs, false).into(),
+            first.into(),
+            second.into(),
             console,
             vda.into(),
             vdb.into(),
@@ -162,10 +188,13 @@ impl Machine {
         let (ready, is_ready) = mpsc::channel();
         let (answer, answers) = mpsc::channel();
         let events = Arc::clone(&owner);
+        let is_restored = snapshot.is_some();
         thread::spawn(move || {
             while let Ok((event, _descriptors)) = events.recv() {
                 match event {
                     Event::GuestConnected { port: READY_PORT } => ready.send(()).unwrap_or(()),
+                    // A restored guest has said that it is ready before.
+                    Event::Started if is_restored => ready.send(()).unwrap_or(()),
                     Event::Done { id: FIRST_ID.. }
                     | Event::Failed { id: FIRST_ID.., .. }
                     | Event::Stats { id: FIRST_ID.., .. } => answer.send(event).unwrap_or(()),
@@ -178,6 +207,8 @@ impl Machine {
             .recv_timeout(BOOT_DEADLINE)
             .expect("the guest init says that it is ready");
         Self {
+            files,
+            size,
             child,
             directory,
             owner,
@@ -188,9 +219,44 @@ impl Machine {
     /// Gives the VMM an order, made with the id to use, and returns its answer.
     #[allow(dead_code, reason = "each test program uses its part")]
     pub(crate) fn order(&self, order: impl FnOnce(u64) -> Order) -> Event {
+        self.order_with(order, &[])
+    }
+
+    fn order_with(&self, order: impl FnOnce(u64) -> Order, files: &[File]) -> Event {
         let answers = self.answers.lock().unwrap();
-        self.owner.send(&order(FIRST_ID), &[]).unwrap();
+        let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        self.owner.send(&order(FIRST_ID), &descriptors).unwrap();
         answers.recv_timeout(BOOT_DEADLINE).expect("an order is answered")
+    }
+
+    /// Captures the machine, which goes on then.
+    #[allow(dead_code, reason = "each test program uses its part")]
+    pub(crate) fn capture(&self) -> Snapshot {
+        let snapshot = Snapshot {
+            directory: tempfile::tempdir().unwrap(),
+        };
+        let path = |name: &str| snapshot.directory.path().join(name);
+        let files = ["state", "memory"].map(|name| File::create_new(path(name)).unwrap());
+        let done = Event::Done { id: FIRST_ID };
+        assert_eq!(self.order(|id| Order::Pause { id }), done);
+        assert_eq!(self.order_with(|id| Order::Snapshot { id }, &files), done);
+        for name in ["vda", "vdb"] {
+            fs::copy(self.directory.path().join(name), path(name)).unwrap();
+        }
+        assert_eq!(self.order(|id| Order::Resume { id }), done);
+        snapshot
+    }
+
+    /// Another machine that goes on where `snapshot` of this one was taken, and its guest.
+    #[allow(dead_code, reason = "each test program uses its part")]
+    pub(crate) async fn restore(&self, snapshot: &Snapshot) -> (Self, Guest) {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["vda", "vdb"] {
+            fs::copy(snapshot.directory.path().join(name), directory.path().join(name)).unwrap();
+        }
+        let machine = Self::start(Arc::clone(&self.files), self.size, directory, Some(snapshot));
+        let guest = Guest::attach(machine.directory.path()).await;
+        (machine, guest)
     }
 
     /// A counter of the VMM.
