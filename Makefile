@@ -103,7 +103,7 @@ bench: build nested-binary ## measure start time and memory against QEMU; ARGS='
 check: setup ## format, lints, documentation, architecture, licences and sources of dependencies
 	cargo fmt --all --check
 	cargo clippy -q --workspace --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc -q --workspace --no-deps --document-private-items --locked
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc -q --workspace --no-deps --document-private-items --locked
 	cargo test -q -p tests --test architecture
 	@tools/setup cargo-deny
 	PATH="$$(tools/setup --tools-path):$$PATH" cargo deny --all-features check bans licenses sources

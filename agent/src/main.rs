@@ -53,7 +53,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ConfigArgs {
-    /// Configuration file (TOML); every field has a default. Variables ECI_AGENT_<TABLE>__<FIELD> override it.
+    /// Configuration file (TOML); every field has a default. Variables `ECI_AGENT_<TABLE>__<FIELD>` override it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }

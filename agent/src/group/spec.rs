@@ -181,7 +181,7 @@ pub struct DnsSpec {
 /// A registry login.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryCredential {
-    /// host[:port].
+    /// `host[:port]`.
     pub server: String,
     /// User.
     pub username: String,
