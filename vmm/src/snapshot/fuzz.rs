@@ -59,11 +59,11 @@ mod tests {
 
     #[test]
     fn seeds_reach_every_part_of_a_state() {
-        let state = seed("two-vcpus").unwrap();
+        let state =
+            seed("two-vcpus").expect("when the layout of a state changes, its seeds are to be made anew");
         assert_eq!((state.n_possible_vcpus, state.memory_mib), (2, 128));
         assert_eq!((state.data.len(), state.cpuid.len()), (2, 3));
         assert_eq!((state.vcpus.len(), state.devices.len()), (2, 3));
-        assert_eq!(seed("file").unwrap().devices.len(), 1);
     }
 
     #[test]
