@@ -96,6 +96,7 @@ sdks: setup
 
 .PHONY: bench
 bench: build nested-binary ## measure start time and memory against QEMU; ARGS='options': docs/benchmarks.md
+	@tests/bench/build-image target/bench/image
 	cargo build --release -p tests --bin bench
 	$(NESTED) run --counted-time --fresh -- target/release/bench --summary target/bench/summary.json $(ARGS)
 

@@ -1,33 +1,57 @@
-//! Start times: clock (a), monitor process to ready; clock (b), start call to the guest's first output.
+//! Start times: clock (a), monitor process to ready; clock (b), start call to the guest's first output; clock (e), start
+//! call to the guest init's first answer.
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 
+use crate::answer;
 use crate::ground::{Ground, Guest};
 use crate::monitor::Monitor;
-use crate::stats::Samples;
 use crate::summary::{Figure, Summary};
 
 /// What the guest init prints first, with `eci.mode=bench`.
 const INIT_OUTPUT: &str = "eci: init ready";
-const RIVAL: &str = "QEMU microvm";
+pub(crate) const RIVAL: &str = "QEMU microvm";
 
 /// A real kernel and init.
 pub(crate) fn measure_boot(ground: &Ground, summary: &mut Summary) -> Result<()> {
-    compare(
-        ground,
-        summary,
-        "boot_b",
-        &ground.guest("eci.mode=bench"),
-        INIT_OUTPUT,
-        0.6,
-    )
+    let guest = ground.guest("eci.mode=bench");
+    compare(ground, summary, "boot_b", &guest, INIT_OUTPUT, 0.45)
 }
 
 /// A kernel of three instructions.
 pub(crate) fn measure_floor(ground: &Ground, summary: &mut Summary) -> Result<()> {
     compare(ground, summary, "vmm_floor", &ground.stub(), "!", 0.15)
+}
+
+/// Until the guest init answers: booted, and restored from a template. The rival here is our own boot, as an init is reached
+/// through our VMM only.
+pub(crate) fn measure_answer(ground: &Ground, summary: &mut Summary) -> Result<()> {
+    let caller = answer::Caller::new()?;
+    let series = |guest: &Guest| {
+        let starts = ground.tick.series("a start", || {
+            let mut running = Monitor::Ours.start(guest)?;
+            caller.first_answer(&mut running).map(|answer| answer.after)
+        })?;
+        anyhow::Ok(starts.times(|time| Some(*time)))
+    };
+    let cold = series(&ground.guest(""))?;
+    summary.add("cold_e_ms", Figure::of(&cold, "counted ms").clock("e"));
+    let restored = series(&ground.template().context("make a template")?)?;
+    summary.add(
+        "restore_e_ms",
+        Figure::of(&restored, "counted ms").clock("e").at_most(8.0),
+    );
+    let ratio = restored.divided_by(cold.percentile(50));
+    summary.add(
+        "restore_e_vs_cold",
+        Figure::of(&ratio, "ratio")
+            .clock("e")
+            .rival("our own boot")
+            .at_most(0.1),
+    );
+    Ok(())
 }
 
 /// Not a measurement: shows what the kernel does and how long each step takes.
@@ -46,68 +70,38 @@ fn compare(
     marker: &str,
     goal: f64,
 ) -> Result<()> {
-    let ours = series(ground, Monitor::Ours, guest, marker)?;
+    let series = |monitor: Monitor| {
+        ground.tick.series("a start", || {
+            let mut running = monitor.start(guest)?;
+            let output = running.wait_for(marker)?;
+            if ground.show_console {
+                eprintln!("{monitor:?}: {}", running.console());
+            }
+            Ok((output, running.ready()))
+        })
+    };
+    let output = |times: &(Duration, Option<Duration>)| Some(times.0);
+    let starts = series(Monitor::Ours)?;
+    let ours = starts.times(output);
     summary.add(
         &format!("{name}_ours"),
-        Figure::of(&ours.output, "counted ms").clock("b"),
+        Figure::of(&ours, "counted ms").clock("b"),
     );
     summary.add(
         &format!("{name}_ready"),
-        Figure::of(&ours.ready, "counted ms").clock("a"),
+        Figure::of(&starts.times(|times| times.1), "counted ms").clock("a"),
     );
     if ground.rival {
-        let theirs = series(ground, Monitor::Qemu, guest, marker)?;
+        let theirs = series(Monitor::Qemu).context("measure the rival")?.times(output);
         summary.add(
             &format!("{name}_qemu"),
-            Figure::of(&theirs.output, "counted ms").clock("b"),
+            Figure::of(&theirs, "counted ms").clock("b"),
         );
-        let ratio = ours.output.divided_by(theirs.output.percentile(50));
+        let ratio = ours.divided_by(theirs.percentile(50));
         summary.add(
             &format!("{name}_vs_qemu"),
             Figure::of(&ratio, "ratio").clock("b").rival(RIVAL).at_most(goal),
         );
     }
     Ok(())
-}
-
-struct Series {
-    output: Samples,
-    ready: Samples,
-}
-
-/// Starts the guest in every phase of the tick. The first start is not counted: it fills caches.
-fn series(ground: &Ground, monitor: Monitor, guest: &Guest, marker: &str) -> Result<Series> {
-    let once = |phase| -> Result<(Duration, Option<Duration>, String)> {
-        ground.wait_for_phase(phase);
-        let mut running = monitor.start(guest)?;
-        let output = running.wait_for(marker)?;
-        Ok((output, running.ready(), running.console()))
-    };
-    let (_, _, console) = once(0)?;
-    if ground.show_console {
-        eprintln!("{monitor:?}: {console}");
-    }
-    let (mut output, mut ready) = (Samples::default(), Samples::default());
-    for phase in ground.phases() {
-        match once(phase) {
-            Ok((to_output, to_ready, _)) => {
-                output.add(milliseconds(to_output));
-                if let Some(to_ready) = to_ready {
-                    ready.add(milliseconds(to_ready));
-                }
-            }
-            Err(error) => {
-                eprintln!("bench: a start with {monitor:?} failed: {error:#}");
-                output.add_failure();
-            }
-        }
-    }
-    if output.is_empty() {
-        bail!("no start with {monitor:?} succeeded");
-    }
-    Ok(Series { output, ready })
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }

@@ -1,31 +1,46 @@
-//! Equal ground for all that is measured: the same files, in memory; starts spread over the phases of the host's tick.
+//! Equal ground for all that is measured: the same files, in memory, on a host set up as the agent does it.
 
 use std::io::{self, Seek};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Result, ensure};
-use rustix::time::{ClockId, clock_getres, clock_gettime};
+use anyhow::{Context, Result, ensure};
+
+use vmm::config::Origin;
 
 use crate::Options;
+use crate::monitor::Monitor;
 use crate::root::Root;
 use crate::stub_guest::Code;
+use crate::tick::Tick;
 
 /// Guest memory in all measurements, MiB.
 pub(crate) const MEMORY_MIB: u64 = 256;
-/// Results lock to the host's timer tick: starts are delayed over so many phases of it.
-pub(crate) const N_PHASES: u32 = 8;
 /// What the VMM tells every guest kernel by itself, and the rival is told too.
 pub(crate) const KERNEL_ARGS: &str =
     "console=ttyS0 8250.nr_uarts=1 quiet pci=off tsc=reliable panic=-1 i8042.noaux i8042.nomux i8042.dumbkbd";
 
 /// Where things are in the root of the measurements.
 pub(crate) const VMM: &str = "/eci-vmm";
+/// Ours.
+const PROGRAMS: [&str; 4] = ["eci-agent", "ecictl", "containerd-shim-eci-v2", "eci-vmm"];
+/// What the agent runs, and what its images come from.
+const TOOLS: [&str; 5] = [
+    "/usr/sbin/nft",
+    "/usr/sbin/mkfs.ext4",
+    "/usr/bin/docker-registry",
+    "/usr/bin/skopeo",
+    "/usr/bin/curl",
+];
+/// The OCI layout of the groups' image.
+pub(crate) const IMAGE: &str = "/image";
 pub(crate) const QEMU: &str = "/usr/bin/qemu-system-x86_64";
-const KERNEL: &str = "/vmlinux";
-const INITRD: &str = "/initramfs.cpio";
+pub(crate) const KERNEL: &str = "/vmlinux";
+pub(crate) const INITRD: &str = "/initramfs.cpio";
 const STUB: &str = "/stub";
 const EMPTY: &str = "/empty";
+const SNAPSHOT_STATE: &str = "/snapshot.state";
+const SNAPSHOT_MEMORY: &str = "/snapshot.memory";
 /// What QEMU may read when it starts a microvm machine.
 const QEMU_DATA: [&str; 5] = [
     "bios-microvm.bin",
@@ -35,31 +50,38 @@ const QEMU_DATA: [&str; 5] = [
     "qboot.rom",
 ];
 
-/// A kernel, and what is given to it.
+/// What a start begins with.
 #[derive(Debug, Clone)]
 pub(crate) struct Guest {
-    pub(crate) kernel: &'static str,
-    pub(crate) initrd: &'static str,
-    /// Beyond [`KERNEL_ARGS`].
+    pub(crate) origin: Origin,
+    /// Kernel and initramfs; or the state and the memory of a snapshot.
+    pub(crate) files: [&'static str; 2],
+    /// For the kernel, beyond [`KERNEL_ARGS`].
     pub(crate) args: String,
 }
 
 /// The files of all measurements, and how often to measure.
 #[derive(Debug)]
 pub(crate) struct Ground {
-    pub(crate) rounds: usize,
+    pub(crate) tick: Tick,
     pub(crate) rival: bool,
     pub(crate) show_console: bool,
     kernel_args: String,
-    tick: Duration,
 }
 
 impl Ground {
     /// Makes a root of files in memory and moves into it: nothing is read from a disk, or from outside of an emulated
     /// host, while a clock runs.
     pub(crate) fn prepare(options: &Options) -> Result<Self> {
+        set_up_host(&options.programs)?;
         let root = Root::new()?;
-        root.add_program(&options.programs.join("eci-vmm"), VMM)?;
+        for name in PROGRAMS {
+            root.add_program(&options.programs.join(name), &format!("/{name}"))?;
+        }
+        for program in TOOLS {
+            root.add_program(Path::new(program), program)?;
+        }
+        root.add_dir(&options.image, IMAGE)?;
         root.add(&options.guest.join("vmlinux"), KERNEL)?;
         root.add(&options.guest.join("initramfs.cpio"), INITRD)?;
         if options.rival {
@@ -75,26 +97,19 @@ impl Ground {
         root.create(EMPTY)?;
         root.enter()?;
 
-        let resolution = clock_getres(ClockId::MonotonicCoarse);
-        let tick = Duration::new(
-            u64::try_from(resolution.tv_sec)?,
-            u32::try_from(resolution.tv_nsec)?,
-        );
-        ensure!(!tick.is_zero(), "the host's tick is not known");
         Ok(Self {
-            rounds: options.rounds,
+            tick: Tick::new(options.rounds)?,
             rival: options.rival,
             show_console: options.console,
             kernel_args: options.kernel_args.clone(),
-            tick,
         })
     }
 
     /// The real kernel and initramfs.
     pub(crate) fn guest(&self, args: &str) -> Guest {
         Guest {
-            kernel: KERNEL,
-            initrd: INITRD,
+            origin: Origin::Boot,
+            files: [KERNEL, INITRD],
             args: format!("{args} {}", self.kernel_args).trim_end().to_owned(),
         }
     }
@@ -102,29 +117,33 @@ impl Ground {
     /// A kernel that prints one byte and halts: what is left is the monitor.
     pub(crate) fn stub(&self) -> Guest {
         Guest {
-            kernel: STUB,
-            initrd: EMPTY,
+            origin: Origin::Boot,
+            files: [STUB, EMPTY],
             args: String::new(),
         }
     }
 
-    /// All starts of one series: each phase of the tick, as often as there are rounds.
-    pub(crate) fn phases(&self) -> impl Iterator<Item = u32> + use<> {
-        (0..self.rounds).flat_map(|_| 0..N_PHASES)
+    /// A guest whose init waits for orders, as a template has it: booted once, and written to files in memory.
+    pub(crate) fn template(&self) -> Result<Guest> {
+        let guest = self.guest("");
+        let mut running = Monitor::Ours.start(&guest)?;
+        running.wait_until_init_is_ready()?;
+        let files = [SNAPSHOT_STATE, SNAPSHOT_MEMORY];
+        running.take_snapshot(files.map(Path::new))?;
+        Ok(Guest {
+            origin: Origin::Snapshot,
+            files,
+            ..guest
+        })
     }
+}
 
-    /// Returns at a phase of the tick. Spins: a timer would end at a tick.
-    pub(crate) fn wait_for_phase(&self, phase: u32) {
-        let coarse = || clock_gettime(ClockId::MonotonicCoarse);
-        let before = coarse();
-        while coarse() == before {
-            std::hint::spin_loop();
-        }
-        let due = Instant::now() + self.tick * phase / N_PHASES;
-        while Instant::now() < due {
-            std::hint::spin_loop();
-        }
-    }
+/// What the agent does before it serves, for the rival's benefit too.
+pub(crate) fn set_up_host(programs: &Path) -> Result<()> {
+    let status = Command::new(programs.join("eci-agent")).arg("tune").status();
+    let status = status.context("run eci-agent tune")?;
+    ensure!(status.success(), "eci-agent tune: {status}");
+    Ok(())
 }
 
 /// Stops the vCPU for good.

@@ -1,8 +1,12 @@
 //! The benchmarks, run by `make bench` in an L1 host whose time is the number of instructions executed: every figure
 //! repeats. What is measured and how to read it: `docs/benchmarks.md`.
 
+mod agent;
+mod answer;
 mod boot;
+mod exit;
 mod ground;
+mod group;
 mod memory;
 mod monitor;
 mod root;
@@ -11,6 +15,7 @@ mod stats;
 #[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 mod stub_guest;
 mod summary;
+mod tick;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,11 +31,12 @@ Measures the start time and memory of microVMs against QEMU's microvm machine, b
 
 usage: bench [OPTION...]
 
-  --programs DIR    where eci-vmm is (target/release)
+  --programs DIR    where our programs are (target/release)
   --guest DIR       where vmlinux and initramfs.cpio are (target/guest)
+  --image DIR       the OCI layout of the groups' image (target/bench/image)
   --summary FILE    also write the figures there, as JSON
-  --only GROUP,...  measure only these: boot, floor, memory (all); profile shows
-                    the kernel's own account of one boot
+  --only GROUP,...  measure only these: group, boot, floor, answer, exit, memory
+                    (all); profile shows the kernel's own account of one boot
   --rounds N        starts per phase of the host's tick, of which there are 8 (3)
   --rival no        leave the rival out: for comparing two builds of ours
   --kernel-args X   more kernel arguments, for both monitors
@@ -43,6 +49,7 @@ Exit code 1: a figure misses its goal or could not be measured.";
 struct Options {
     programs: PathBuf,
     guest: PathBuf,
+    image: PathBuf,
     summary: Option<PathBuf>,
     only: Vec<String>,
     rounds: usize,
@@ -66,6 +73,7 @@ fn parse() -> Result<Option<Options>> {
     let mut options = Options {
         programs: "target/release".into(),
         guest: "target/guest".into(),
+        image: "target/bench/image".into(),
         summary: None,
         only: Vec::new(),
         rounds: 3,
@@ -78,6 +86,7 @@ fn parse() -> Result<Option<Options>> {
         match argument {
             Arg::Long("programs") => options.programs = parser.value()?.into(),
             Arg::Long("guest") => options.guest = parser.value()?.into(),
+            Arg::Long("image") => options.image = parser.value()?.into(),
             Arg::Long("summary") => options.summary = Some(parser.value()?.into()),
             Arg::Long("only") => {
                 for group in parser.value()?.string()?.split(',') {
@@ -108,9 +117,12 @@ fn parse() -> Result<Option<Options>> {
 type Measurement = fn(&Ground, &mut Summary) -> Result<()>;
 
 /// In the order of the table.
-const GROUPS: [(&str, Measurement); 4] = [
+const GROUPS: [(&str, Measurement); 7] = [
+    ("group", group::measure),
     ("boot", boot::measure_boot),
     ("floor", boot::measure_floor),
+    ("answer", boot::measure_answer),
+    ("exit", exit::measure),
     ("memory", memory::measure),
     ("profile", boot::profile),
 ];
@@ -119,20 +131,20 @@ const GROUPS: [(&str, Measurement); 4] = [
 fn run(options: &Options) -> Result<bool> {
     // Opened first: paths are others afterwards.
     let file = options.summary.as_deref().map(summary::create).transpose()?;
-    let ground = Ground::prepare(options)?;
-    let mut summary = Summary::default();
-    for (name, measure) in GROUPS {
-        let is_wanted = if options.only.is_empty() {
+    let is_wanted = |name: &str| {
+        if options.only.is_empty() {
             name != "profile"
         } else {
             options.only.iter().any(|only| only == name)
-        };
-        if is_wanted {
-            eprintln!("bench: measuring {name} ...");
-            if let Err(error) = measure(&ground, &mut summary) {
-                eprintln!("bench: {name}: {error:#}");
-                summary.failed(name, &format!("{error:#}"));
-            }
+        }
+    };
+    let ground = Ground::prepare(options)?;
+    let mut summary = Summary::default();
+    for (name, measure) in GROUPS.iter().filter(|(name, _)| is_wanted(name)) {
+        eprintln!("bench: measuring {name} ...");
+        if let Err(error) = measure(&ground, &mut summary) {
+            eprintln!("bench: {name}: {error:#}");
+            summary.failed(name, &format!("{error:#}"));
         }
     }
     print!("{summary}");

@@ -2,14 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use protocol::READY_PORT;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmm::config::VmConfig;
-use vmm::control::{self, Command, Event, OwnerSocket};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use vmm::config::{Origin, VmConfig};
+use vmm::control::{self, Command, Event, ExitReason, OwnerSocket};
 
 use crate::ground::{Guest, KERNEL_ARGS, MEMORY_MIB, QEMU, VMM};
 
@@ -27,6 +30,7 @@ pub(crate) enum Monitor {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) process: Child,
+    origin: Origin,
     started: Instant,
     console: File,
     text: Vec<u8>,
@@ -56,6 +60,7 @@ impl Monitor {
         drop(command);
         let mut running = Running {
             process,
+            origin: guest.origin,
             started,
             console: File::from(output),
             text: Vec::new(),
@@ -77,10 +82,10 @@ fn order_start(owner: &OwnerSocket, guest: &Guest, console: &OwnedFd) -> Result<
         .write(true)
         .open("/dev/kvm")
         .context("open /dev/kvm: run this where KVM works, with `make bench`")?;
-    let kernel = File::open(guest.kernel)?;
-    let initrd = File::open(guest.initrd)?;
+    let first = File::open(guest.files[0])?;
+    let second = File::open(guest.files[1])?;
     let config = VmConfig {
-        origin: vmm::config::Origin::Boot,
+        origin: guest.origin,
         n_vcpus: 1,
         n_possible_vcpus: 1,
         memory_mib: MEMORY_MIB,
@@ -92,7 +97,7 @@ fn order_start(owner: &OwnerSocket, guest: &Guest, console: &OwnedFd) -> Result<
         read_write_extents: Vec::new(),
         io_uring: true,
     };
-    let fds = [kvm.as_fd(), kernel.as_fd(), initrd.as_fd(), console.as_fd()];
+    let fds = [kvm.as_fd(), first.as_fd(), second.as_fd(), console.as_fd()];
     owner.send(&Command::Start(Box::new(config)), &fds)?;
     Ok(())
 }
@@ -119,9 +124,9 @@ fn qemu(guest: &Guest, console: &OwnedFd) -> Result<Process> {
         "stdio",
     ]);
     command.args(["-m", &MEMORY_MIB.to_string()]);
-    command.arg("-kernel").arg(guest.kernel);
-    if std::fs::metadata(guest.initrd)?.len() > 0 {
-        command.arg("-initrd").arg(guest.initrd);
+    command.arg("-kernel").arg(guest.files[0]);
+    if std::fs::metadata(guest.files[1])?.len() > 0 {
+        command.arg("-initrd").arg(guest.files[1]);
     }
     command.args(["-append", &format!("{KERNEL_ARGS} {}", guest.args)]);
     command.stdout(console.try_clone()?);
@@ -156,6 +161,89 @@ impl Running {
             let time = self.started.elapsed();
             match self.next_event()? {
                 Some(Event::GuestConnected { port: to }) if to == port => return Ok(time),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits until the guest init serves its API: a booted one says so, a restored one said so before.
+    pub(crate) fn wait_until_init_is_ready(&mut self) -> Result<()> {
+        match self.origin {
+            Origin::Boot => self.wait_for_connection(READY_PORT).map(drop),
+            Origin::Snapshot => Ok(()),
+        }
+    }
+
+    /// Connects `stream` to a port of the guest; ours only.
+    pub(crate) fn connect(&mut self, port: u32, stream: &OwnedFd) -> Result<()> {
+        self.request(|id| Command::Connect { id, port }, &[stream.as_fd()])
+    }
+
+    /// Stops the guest for good and writes it to new files; ours only.
+    pub(crate) fn take_snapshot(&mut self, files: [&Path; 2]) -> Result<()> {
+        let create = |path: &Path| {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(path);
+            file.with_context(|| format!("create {}", path.display()))
+        };
+        let (state, memory) = (create(files[0])?, create(files[1])?);
+        self.request(|id| Command::Pause { id }, &[])?;
+        self.request(|id| Command::Snapshot { id }, &[state.as_fd(), memory.as_fd()])
+    }
+
+    /// Gives a command and waits until it was carried out.
+    fn request(&mut self, command: impl FnOnce(u64) -> Command, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        // One at a time: the number only has to be the same in the answer.
+        const ID: u64 = 1;
+        let command = command(ID);
+        let owner = self.owner.as_ref().context("this monitor takes no commands")?;
+        owner.send(&command, fds)?;
+        loop {
+            match self.next_event()? {
+                Some(Event::Done { id: ID }) => return Ok(()),
+                Some(Event::Failed { id: ID, message }) => bail!("{command:?}: {message}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// From the spawn until now.
+    pub(crate) fn since_spawn(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// From the spawn until the process had ended and was reaped.
+    pub(crate) fn wait_for_end(&mut self) -> Result<Duration> {
+        let process = pidfd_open(Pid::from_child(&self.process), PidfdFlags::empty())
+            .context("watch the monitor's process")?;
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        let ended = poll(&mut fds, Some(&self.time_left()?)).context("wait for the monitor's end")?;
+        ensure!(
+            ended == 1,
+            "the monitor did not end; the console showed: {:?}",
+            self.console()
+        );
+        let status = self.process.wait().context("reap the monitor")?;
+        let time = self.started.elapsed();
+        ensure!(status.success(), "the monitor failed: {status}");
+        Ok(time)
+    }
+
+    /// After the end: closes what the monitor left of the VM, and tells how long that took; ours only.
+    pub(crate) fn close_remains(&mut self) -> Result<Option<Duration>> {
+        let Some(owner) = &self.owner else { return Ok(None) };
+        loop {
+            match owner.try_recv().context("read the VMM's last message")? {
+                (Event::Exited(ExitReason::Shutdown), remains) => {
+                    let closing = Instant::now();
+                    drop(remains);
+                    return Ok(Some(closing.elapsed()));
+                }
+                (Event::Exited(reason), _) => bail!("the VM ended: {reason:?}"),
                 _ => {}
             }
         }
@@ -207,9 +295,7 @@ impl Running {
         if let Some(owner) = &self.owner {
             fds.push(PollFd::new(owner, PollFlags::IN));
         }
-        let left = DEADLINE.saturating_sub(self.started.elapsed());
-        let left = Timespec::try_from(left).map_err(|_| anyhow!("the time limit is too long"))?;
-        match poll(&mut fds, Some(&left)) {
+        match poll(&mut fds, Some(&self.time_left()?)) {
             Ok(0) => bail!(
                 "nothing after {} s; the console showed: {:?}",
                 DEADLINE.as_secs(),
@@ -219,6 +305,11 @@ impl Running {
             Err(rustix::io::Errno::INTR) => self.wait(),
             Err(error) => Err(error).context("wait for the guest"),
         }
+    }
+
+    fn time_left(&self) -> Result<Timespec> {
+        let left = DEADLINE.saturating_sub(self.started.elapsed());
+        Timespec::try_from(left).map_err(|_| anyhow!("the time limit is too long"))
     }
 
     fn take_event(&mut self) -> Result<Option<Event>> {

@@ -43,6 +43,21 @@ impl Root {
             .with_context(|| format!("copy {} to {}", from.display(), to.display()))
     }
 
+    /// Copies a directory with all that is in it to a path in here.
+    pub(crate) fn add_dir(&self, from: &Path, to: &str) -> Result<()> {
+        let entries = fs::read_dir(from).with_context(|| format!("list {}", from.display()))?;
+        for entry in entries {
+            let entry = entry.with_context(|| format!("list {}", from.display()))?;
+            let to = format!("{to}/{}", entry.file_name().to_string_lossy());
+            if entry.path().is_dir() {
+                self.add_dir(&entry.path(), &to)?;
+            } else {
+                self.add(&entry.path(), &to)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Copies a program, and the libraries that it needs to their own paths.
     pub(crate) fn add_program(&self, from: &Path, to: &str) -> Result<()> {
         self.add(from, to)?;
@@ -59,7 +74,9 @@ impl Root {
             fs::create_dir_all(&to).with_context(|| format!("create {}", to.display()))?;
             mount_bind_recursive(&from, &to).with_context(|| format!("mount {}", from.display()))?;
         }
-        fs::create_dir_all(self.0.join("tmp")).context("create /tmp")?;
+        for dir in ["tmp", "var/tmp", "run"] {
+            fs::create_dir_all(self.0.join(dir)).with_context(|| format!("create /{dir}"))?;
+        }
         std::os::unix::fs::chroot(self.0).context("change the root")?;
         std::env::set_current_dir("/").context("go to the root")
     }

@@ -17,10 +17,6 @@ impl Samples {
         self.n_failures += 1;
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.sorted.is_empty()
-    }
-
     /// Attempts.
     pub(crate) fn n(&self) -> usize {
         self.sorted.len() + self.n_failures

@@ -1,0 +1,141 @@
+//! Container groups through the agent: clock (f), create to the first exec's result, clock (g), create to running, and
+//! what an idle group costs its host.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::agent::{Agent, IMAGE, Processes};
+use crate::ground::Ground;
+use crate::memory::{field, kib};
+use crate::summary::{Figure, Summary};
+
+/// Memory of the group, MiB.
+const GROUP_MIB: u64 = 256;
+const NAME: &str = "bench";
+
+/// When things had happened, since just before the first call.
+#[derive(Debug)]
+struct Start {
+    running: Duration,
+    exec_result: Duration,
+}
+
+pub(crate) fn measure(ground: &Ground, summary: &mut Summary) -> Result<()> {
+    let agent = Agent::start()?;
+    let manifest = agent.write("group.yaml", &manifest())?;
+    let starts = ground.tick.series("a group", || {
+        let (start, _) = start_group(&agent, &manifest)?;
+        agent.ecictl(["rm", "--grace", "0", NAME])?;
+        Ok(start)
+    })?;
+    summary.add(
+        "cold_f_ms",
+        Figure::of(&starts.times(|start| Some(start.exec_result)), "counted ms").clock("f"),
+    );
+    summary.add(
+        "cold_g_ms",
+        Figure::of(&starts.times(|start| Some(start.running)), "counted ms").clock("g"),
+    );
+    measure_idle(&agent, &manifest, summary)
+}
+
+/// As a user does it: creates the group, waits until it runs, executes something.
+fn start_group(agent: &Agent, manifest: &Path) -> Result<(Start, String)> {
+    let begin = Instant::now();
+    let id = agent.ecictl([
+        "create".as_ref(),
+        "--quiet".as_ref(),
+        "-f".as_ref(),
+        manifest.as_os_str(),
+    ])?;
+    let running = begin.elapsed();
+    agent.ecictl(["exec", NAME, "--", "/bin/true"])?;
+    let start = Start {
+        running,
+        exec_result: begin.elapsed(),
+    };
+    Ok((start, id.trim().to_owned()))
+}
+
+/// Memory of a group that does nothing, by who has it. The agent's share is not in it.
+fn measure_idle(agent: &Agent, manifest: &Path, summary: &mut Summary) -> Result<()> {
+    let before = kvm_tables_kib()?;
+    let (_, id) = start_group(agent, manifest)?;
+    let guest = agent.ecictl(["exec", NAME, "--", "/bin/cat", "/proc/meminfo"])?;
+    let Processes { shim, vmm } = agent.processes(&id)?;
+    let kvm_tables_kib = kvm_tables_kib()?.saturating_sub(before);
+    ensure!(
+        vmm.guest_ram_kib > 0,
+        "no mapping of the VMM looks like guest RAM"
+    );
+    let tables_kib = shim.page_tables_kib + vmm.page_tables_kib + kvm_tables_kib;
+    let parts = [
+        ("group_shim_kib", shim.private_kib),
+        ("group_vmm_kib", vmm.private_kib),
+        ("group_guest_ram_kib", vmm.guest_ram_kib),
+        ("group_page_tables_kib", tables_kib),
+    ];
+    summary.add("group_idle_kib", kib(parts.iter().map(|(_, part)| part).sum()));
+    for (name, part) in parts {
+        summary.add(name, kib(part));
+    }
+    for (name, part) in inside(&guest)? {
+        summary.add(name, kib(part));
+    }
+    agent.ecictl(["rm", "--grace", "0", NAME]).map(drop)
+}
+
+/// What the guest says of its memory: parts of its RAM as the host sees it, but for what was used once and is free now.
+fn inside(meminfo: &str) -> Result<[(&'static str, u64); 4]> {
+    let value = |name: &str| {
+        let found = meminfo.lines().find_map(|line| field(line, name));
+        found.with_context(|| format!("the guest's /proc/meminfo has no {name}"))
+    };
+    let kernel = ["Slab", "KernelStack", "PageTables", "Percpu"]
+        .iter()
+        .map(|name| value(name))
+        .sum::<Result<u64>>()?;
+    Ok([
+        ("guest_total_kib", value("MemTotal")?),
+        ("guest_free_kib", value("MemFree")?),
+        ("guest_kernel_kib", kernel),
+        ("guest_processes_kib", value("AnonPages")? + value("Cached")?),
+    ])
+}
+
+/// Page tables that KVM keeps for guests, of the whole host (Documentation/filesystems/proc.rst, `SecPageTables`).
+fn kvm_tables_kib() -> Result<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    let found = meminfo.lines().find_map(|line| field(line, "SecPageTables"));
+    found.context("this kernel does not tell KVM's page tables (Linux 6.1)")
+}
+
+fn manifest() -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {NAME} }}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+         - name: idle\n    image: {IMAGE}\n    imagePullPolicy: IfNotPresent\n    command: [\"/bin/sleep\", \"1000000\"]\n    \
+         resources: {{ limits: {{ cpu: \"1\", memory: {GROUP_MIB}Mi }} }}\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_memory_is_read() {
+        let meminfo = "MemTotal: 100 kB\nMemFree: 60 kB\nCached: 5 kB\nSlab: 10 kB\nAnonPages: 7 kB\nKernelStack: 2 kB\n\
+                       PageTables: 3 kB\nPercpu: 4 kB\n";
+        let expected = [
+            ("guest_total_kib", 100),
+            ("guest_free_kib", 60),
+            ("guest_kernel_kib", 19),
+            ("guest_processes_kib", 12),
+        ];
+        assert_eq!(inside(meminfo).unwrap(), expected);
+        assert!(inside("MemTotal: 1 kB\n").is_err());
+    }
+}
