@@ -2,8 +2,10 @@
 //! from a broken VMM, or from a snapshot. Built for fuzzers and for tests only; the tests replay the seeds.
 
 pub use crate::control::fuzz::control_event;
+pub use crate::devices::virtio::balloon::fuzz::balloon_queues;
 pub use crate::devices::virtio::block::fuzz::block_queue;
 pub use crate::devices::virtio::fuzz::{virtio_registers, virtqueue};
+pub use crate::devices::virtio::mem::fuzz::mem_queue;
 pub use crate::devices::virtio::net::fuzz::net_queue;
 pub use crate::devices::virtio::rng::fuzz::rng_queue;
 pub use crate::devices::virtio::vsock::fuzz::{vsock_packets, vsock_queue};
@@ -14,9 +16,11 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets of this crate.
 pub const TARGETS: &[Target] = &[
+    ("balloon_queues", balloon_queues),
     ("block_queue", block_queue),
     ("control_event", control_event),
     ("machine_state", machine_state),
+    ("mem_queue", mem_queue),
     ("net_queue", net_queue),
     ("rng_queue", rng_queue),
     ("virtio_registers", virtio_registers),

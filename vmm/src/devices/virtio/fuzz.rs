@@ -24,7 +24,13 @@ const MAX_CHAINS: usize = 32;
 
 /// Guest memory that begins with `image`.
 pub(super) fn memory(image: &[u8]) -> GuestMemory {
-    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).expect("memory can be had");
+    memory_and(image, &[])
+}
+
+/// The same with `more` ranges.
+pub(super) fn memory_and(image: &[u8], more: &[(GuestAddress, usize)]) -> GuestMemory {
+    let ranges = [&[(GuestAddress(0), MEMORY_BYTES)], more].concat();
+    let memory = GuestMemory::from_ranges(&ranges).expect("memory can be had");
     let image = &image[..image.len().min(MEMORY_BYTES)];
     memory
         .write_slice(image, GuestAddress(0))

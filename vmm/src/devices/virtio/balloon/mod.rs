@@ -19,6 +19,9 @@ mod shared;
 mod tests;
 mod worker;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use worker::fuzz;
+
 pub use device::{Balloon, BalloonError, BalloonHandle};
 pub use shared::BalloonCounters;
 

@@ -19,6 +19,9 @@ use crate::devices::virtio::{DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::{DiscardError, GuestMemory, discard};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 /// Tokens from 0 on are queues.
 const STOP: u64 = 100;
 const TARGET_CHANGED: u64 = 101;

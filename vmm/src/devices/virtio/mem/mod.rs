@@ -16,6 +16,9 @@ mod shared;
 mod tests;
 mod worker;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use worker::fuzz;
+
 pub use device::{Mem, MemHandle};
 pub use shared::{MemCounters, ResizeError};
 

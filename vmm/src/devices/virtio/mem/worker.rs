@@ -18,6 +18,9 @@ use crate::devices::virtio::{DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::{GuestMemory, discard};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 const STOP: u64 = 0;
 const KICK: u64 = 1;
 const RESIZED: u64 = 2;
