@@ -307,7 +307,7 @@ fn mistakes_in_the_text_are_placed() {
     );
     refused(
         &with_container("    imagee: x\n    resources: {limit: {cpu: 1}}\n"),
-        &["spec.containers[0].imagee (line 8), spec.containers[0].resources.limit (line 9): no such field"],
+        &["spec.containers[0].imagee (line 9), spec.containers[0].resources.limit (line 10): no such field"],
     );
     refused(
         "{\"apiVersion\": \"v1\", \"kind\": \"Pod\",\n\"spec\": {\"containers\": [\n{\"imagee\": 1}]}}",
