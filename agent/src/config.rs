@@ -393,6 +393,12 @@ impl Default for AdminConfig {
 }
 
 impl Config {
+    /// Where sandboxes have their bundles.
+    #[must_use]
+    pub fn bundles_dir(&self) -> PathBuf {
+        self.run_dir.join("sandboxes")
+    }
+
     /// Reads the file (none = defaults) and the environment, and checks the result.
     ///
     /// # Errors

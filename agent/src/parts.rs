@@ -45,7 +45,7 @@ impl std::fmt::Debug for HostParts {
 impl HostParts {
     /// Where sandboxes have their bundles.
     pub fn bundles_dir(&self) -> PathBuf {
-        self.config.run_dir.join("sandboxes")
+        self.config.bundles_dir()
     }
 
     /// The bundle of a group's sandbox.

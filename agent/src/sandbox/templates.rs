@@ -34,6 +34,7 @@ use super::{bundle::Bundle, shim::ShimProgram};
 use crate::{
     config::{Config, TemplateConfig},
     error::{Error, ErrorKind, Result},
+    group::status::GroupId,
     random,
     scratch::ScratchDisks,
 };
@@ -42,10 +43,12 @@ use crate::{
 const FORMAT: u32 = 1;
 /// A class whose template could not be made is tried again no sooner.
 const RETRY_AFTER: Duration = Duration::from_secs(300);
+/// Templates that are made or wait for it.
+const MAX_BUILDING: usize = 2;
 /// The files a capture makes.
 const FILES: [&str; 2] = ["state", "memory"];
 const MANIFEST: &str = "manifest.json";
-/// Never a group's address: the template's interface is not up when it is captured.
+/// Never a group's address: no frame leaves a template, and a group is given its own before a container runs.
 const TEMPLATE_MAC: &str = "02:ec:1f:ff:ff:fe";
 
 /// Groups that can go on from the same template.
@@ -99,6 +102,8 @@ struct Manifest {
 struct Workshop {
     shim: ShimProgram,
     scratch: ScratchDisks,
+    /// Where all sandboxes have their bundles: one that is left behind is buried from there at the agent's next start.
+    bundles: PathBuf,
     kernel: PathBuf,
     initrd: PathBuf,
     vmm: PathBuf,
@@ -140,6 +145,7 @@ impl Templates {
             workshop: Workshop {
                 shim,
                 scratch,
+                bundles: config.bundles_dir(),
                 kernel: files.kernel.clone(),
                 initrd: files.initrd.clone(),
                 vmm: files.vmm.clone(),
@@ -159,7 +165,7 @@ impl Templates {
     pub fn find(&self, class: Class) -> Option<Template> {
         let mut states = self.lock();
         match states.get_mut(&class) {
-            Some(State::Ready { directory, last_used }) => {
+            Some(State::Ready { directory, last_used }) if directory.join(MANIFEST).exists() => {
                 *last_used = Instant::now();
                 return Some(Template {
                     directory: directory.to_string_lossy().into_owned(),
@@ -171,17 +177,33 @@ impl Templates {
             Some(State::Failed { at }) if at.elapsed() < RETRY_AFTER => return None,
             _ => {}
         }
+        // Whoever asks for groups of many sizes does not keep the host busy with templates.
+        let n_building = states
+            .values()
+            .filter(|state| matches!(state, State::Building))
+            .count();
+        if n_building >= MAX_BUILDING {
+            return None;
+        }
         states.insert(class, State::Building);
         let templates = self.clone();
         tokio::spawn(async move { templates.build(class).await });
         None
     }
 
-    /// A shim refused the template of a class: it is removed, and the next group that wants it has another one made.
+    /// The template of a class was of no use: it is removed, and the next group that wants it has another one made.
     pub fn refused(&self, class: Class, why: &str) {
-        tracing::warn!(class = class.name(), why, "a template was refused and is removed");
-        self.lock().remove(&class);
-        self.remove(&self.place(class));
+        let mut states = self.lock();
+        // Another group may have said so before, and a new one be under way.
+        if matches!(states.get(&class), Some(State::Ready { .. })) {
+            tracing::warn!(
+                class = class.name(),
+                why,
+                "a template was of no use and is removed"
+            );
+            states.remove(&class);
+            self.remove(&self.place(class));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Class, State>> {
@@ -250,10 +272,21 @@ impl Templates {
     async fn capture(&self, class: Class, draft: &Path) -> Result<()> {
         let workshop = &self.workshop;
         let id = random::group_id()?;
-        let bundle = Bundle::new(draft.join("bundle"));
+        let bundle = Bundle::new(workshop.bundles.join(id.as_str()));
         bundle
             .create()
             .map_err(failed(format!("make bundle {}", bundle.dir().display())))?;
+        let result = self.capture_in(class, draft, &id, &bundle).await;
+        let disks = workshop.scratch.clone();
+        if let Err(error) = blocking(move || disks.remove(&id)).await {
+            tracing::warn!(error = %error.chain(), "the scratch disk of a template stays");
+        }
+        self.remove(bundle.dir());
+        result
+    }
+
+    async fn capture_in(&self, class: Class, draft: &Path, id: &GroupId, bundle: &Bundle) -> Result<()> {
+        let workshop = &self.workshop;
         let scratch = {
             let (disks, id) = (workshop.scratch.clone(), id.clone());
             blocking(move || disks.create(&id)).await?
@@ -285,7 +318,7 @@ impl Templates {
             ..SandboxOptions::default()
         };
         let captured = async {
-            let connection = workshop.shim.start(id.as_str(), &bundle).await?;
+            let connection = workshop.shim.start(id.as_str(), bundle).await?;
             connection.start_sandbox(bundle.dir(), &options).await?;
             connection.shutdown_sandbox().await
         };
@@ -293,13 +326,10 @@ impl Templates {
         if result.is_err() {
             let words = bundle.last_words();
             tracing::debug!(words, "a template was not captured");
-            if let Err(error) = workshop.shim.bury(id.as_str(), &bundle).await {
+            if let Err(error) = workshop.shim.bury(id.as_str(), bundle).await {
                 tracing::warn!(error = %error.chain(), "the shim of a template stays");
             }
         }
-        let disks = workshop.scratch.clone();
-        blocking(move || disks.remove(&id)).await?;
-        self.remove(bundle.dir());
         result
     }
 

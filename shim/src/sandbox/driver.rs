@@ -233,7 +233,7 @@ impl Driver {
         drop(reply.send(answer));
     }
 
-    fn start_failed(&mut self, StartError { error, exit }: StartError) -> Error {
+    fn start_failed(&mut self, StartError { error, exit, .. }: StartError) -> Error {
         tracing::error!(error = error.chain(), "start failed");
         let reason = match exit {
             Some(VmExit::Reported(vmm::control::ExitReason::Killed)) | None => "start_failed",

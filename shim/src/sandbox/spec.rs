@@ -112,12 +112,13 @@ impl SandboxSpec {
                 )));
             }
         }
-        if let TemplateUse::From { directory, .. } | TemplateUse::Capture { directory, .. } = &self.template
+        // A template that is missing is no error: the guest boots then.
+        if let TemplateUse::Capture { directory, .. } = &self.template
             && !(directory.is_absolute() && directory.is_dir())
         {
             let given = directory.display();
             return Err(invalid(format!(
-                "options.template.directory or options.capture_directory is {given}: give the absolute path of a directory"
+                "options.capture_directory is {given}: give the absolute path of a directory"
             )));
         }
         if let Some(path) = &self.cgroup_path

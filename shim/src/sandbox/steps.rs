@@ -42,6 +42,9 @@ const BASE_KERNEL_ARGS: &str = "quiet panic=-1";
 /// MTU when the caller gives none.
 const DEFAULT_MTU: u16 = 1500;
 
+/// Of the time for a start, this part goes to a template.
+const TEMPLATE_TIME_SHARE: u32 = 3;
+
 /// What a host must offer, and how long it may take.
 #[derive(Clone)]
 pub struct HostConfig {
@@ -92,16 +95,22 @@ pub struct StartError {
     pub error: Error,
     /// The VM's own reason, if it got so far.
     pub exit: Option<VmExit>,
+    /// It was not wanted any more.
+    pub cancelled: bool,
 }
 
 impl From<Error> for StartError {
     fn from(error: Error) -> Self {
-        Self { error, exit: None }
+        Self {
+            error,
+            exit: None,
+            cancelled: false,
+        }
     }
 }
 
-/// Starts the VMM and boots or restores the guest, and configures it. A template that is refused costs the time to find
-/// out. When this returns an error, nothing is left.
+/// Starts the VMM and boots or restores the guest, and configures it. A template that is of no use costs the time to find
+/// out, and the guest boots. When this returns an error, nothing is left.
 ///
 /// # Errors
 /// [`StartError`], with the VM's reason and the guest's last words.
@@ -113,19 +122,23 @@ pub async fn start(
 ) -> std::result::Result<RunningVm, StartError> {
     let mut template_refused = None;
     if let TemplateUse::From { directory, .. } = &spec.template {
-        match Attempt::new(&spec, &bundle, &host, Origin::Snapshot, &mut cancel)
-            .run()
-            .await
-        {
+        // A template that does not go on soon will not; there must be time left to boot.
+        let host = HostConfig {
+            start_timeout: host.start_timeout / TEMPLATE_TIME_SHARE,
+            ..host.clone()
+        };
+        let attempt = Attempt::new(&spec, &bundle, &host, Origin::Snapshot, &mut cancel);
+        match attempt.run().await {
             Ok(vm) => return Ok(vm),
-            Err(StartError {
-                exit: Some(VmExit::Reported(ExitReason::SnapshotRefused { message })),
-                ..
-            }) => {
-                tracing::warn!(directory = %directory.display(), message, "the template is refused: booting instead");
-                template_refused = Some(message);
+            Err(failed) if failed.cancelled => return Err(failed),
+            Err(StartError { error, exit, .. }) => {
+                let why = match exit {
+                    Some(VmExit::Reported(ExitReason::SnapshotRefused { message })) => message,
+                    _ => error.chain(),
+                };
+                tracing::warn!(directory = %directory.display(), why, "the template is of no use: booting instead");
+                template_refused = Some(why);
             }
-            Err(error) => return Err(error),
         }
     }
     let mut vm = Attempt::new(&spec, &bundle, &host, Origin::Boot, &mut cancel)
@@ -240,6 +253,7 @@ impl<'a> Attempt<'a> {
             let scratch = begin(&mut vmm, spec, bundle, config, fds).await?;
             then(&mut vmm, scratch).await
         };
+        let mut cancelled = false;
         let outcome = tokio::select! {
             outcome = timeout(host.start_timeout, work) => {
                 outcome.unwrap_or_else(|_| {
@@ -247,7 +261,10 @@ impl<'a> Attempt<'a> {
                     Err(Error::new(ErrorKind::DeadlineExceeded, format!("the guest was not ready within {seconds} s")))
                 })
             }
-            _ = cancel => Err(Error::new(ErrorKind::Unavailable, "the sandbox was stopped while it started")),
+            _ = cancel => {
+                cancelled = true;
+                Err(Error::new(ErrorKind::Unavailable, "the sandbox was stopped while it started"))
+            }
         };
         match outcome {
             Ok(done) => Ok((vmm, done)),
@@ -265,6 +282,7 @@ impl<'a> Attempt<'a> {
                 Err(StartError {
                     error,
                     exit: Some(exit),
+                    cancelled,
                 })
             }
         }

@@ -137,19 +137,25 @@ pub struct Machine {
 
 impl Machine {
     /// Stops the guest at an instruction boundary and the devices between two requests; `false` when a vCPU did not stop in
-    /// time, and then all run on.
+    /// time or a device was lost, and then all run on.
     #[must_use]
     pub fn pause(&self) -> bool {
-        let paused = self.vm.pause();
-        if paused {
-            self.saved.for_each_transport(MmioTransport::pause);
+        if !self.vm.pause() {
+            return false;
         }
-        paused
+        let all_paused = self.saved.all_transports(MmioTransport::pause);
+        if !all_paused {
+            self.resume();
+        }
+        all_paused
     }
 
     /// Lets both go on.
     pub fn resume(&self) {
-        self.saved.for_each_transport(MmioTransport::resume);
+        self.saved.all_transports(|transport| {
+            transport.resume();
+            true
+        });
         self.vm.resume();
     }
 }

@@ -10,7 +10,7 @@ use vm_memory::Bytes;
 
 use super::{BuildError, Chassis, DeviceResources, Ground, host, new_generation_id};
 use crate::arch::{layout, regs};
-use crate::kvm;
+use crate::kvm::{self, VcpuState};
 use crate::memory::{MemoryError, image};
 use crate::snapshot::{MachineState, SnapshotError};
 
@@ -68,10 +68,14 @@ impl Ground<'_> {
         state.check_processor(&cpuid).map_err(BuildError::Snapshot)?;
         // Interrupt controllers first: an interrupt of a device that starts again must find its pin as it was.
         kvm.restore_interrupts(&state.vm).map_err(BuildError::Kvm)?;
+        let tsc = state.vcpus.first().map(VcpuState::tsc);
         for (index, vcpu) in vcpus.iter().enumerate() {
-            match state.vcpus.get(index) {
-                Some(saved) => vcpu.restore(saved),
-                None => vcpu.set_msrs(&regs::boot_msrs()),
+            match (state.vcpus.get(index), tsc) {
+                (Some(saved), Some(tsc)) => vcpu.restore(saved, tsc),
+                // The guest compares TSCs of processors only where it was not told that they are reliable.
+                (_, tsc) => vcpu
+                    .set_msrs(&regs::boot_msrs())
+                    .and_then(|()| tsc.map_or(Ok(()), |tsc| vcpu.set_tsc(tsc))),
             }
             .map_err(BuildError::Kvm)?;
         }

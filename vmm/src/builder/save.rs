@@ -25,10 +25,14 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    pub(super) fn for_each_transport(&self, act: impl Fn(&mut MmioTransport)) {
-        for transport in &self.transports {
-            act(&mut transport.lock().unwrap_or_else(PoisonError::into_inner));
-        }
+    /// Acts on every transport; whether all acts went well.
+    pub(super) fn all_transports(&self, act: impl Fn(&mut MmioTransport) -> bool) -> bool {
+        let results = self
+            .transports
+            .iter()
+            .map(|transport| act(&mut transport.lock().unwrap_or_else(PoisonError::into_inner)));
+        // All of them, also past a failure.
+        results.fold(true, |all, one| all & one)
     }
 }
 

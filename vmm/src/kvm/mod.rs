@@ -5,7 +5,7 @@ mod state;
 mod vcpu;
 mod vm;
 
-pub use state::{VcpuState, VmState};
+pub use state::{Tsc, VcpuState, VmState};
 pub use vcpu::{ImmediateExit, Vcpu};
 pub use vm::{Host, Vm};
 

@@ -136,17 +136,14 @@ impl VcpuState {
         Ok(state)
     }
 
-    /// Puts everything back into a vCPU that has not run and has its CPUID. The TSC goes on from where it was, whatever the
-    /// time between.
+    /// Puts everything back into a vCPU that has not run and has its CPUID.
     pub(super) fn restore(
         &self,
         vcpu: &VcpuFd,
+        tsc: Tsc,
+        is_first: bool,
         set_msrs: impl Fn(&[kvm_msr_entry]) -> Result<(), KvmError>,
     ) -> Result<(), KvmError> {
-        if vcpu.get_tsc_khz().ok() != Some(self.tsc_khz) {
-            vcpu.set_tsc_khz(self.tsc_khz)
-                .map_err(failed(format!("take the TSC frequency of {} kHz", self.tsc_khz)))?;
-        }
         vcpu.set_mp_state(self.mp_state)
             .map_err(failed("take the run state"))?;
         vcpu.set_regs(&self.regs)
@@ -163,7 +160,7 @@ impl VcpuState {
         vcpu.set_lapic(&self.lapic)
             .map_err(failed("take the local APIC"))?;
         set_msrs(&self.msrs)?;
-        self.restore_tsc(vcpu, &set_msrs)?;
+        tsc.apply(vcpu, is_first, &set_msrs)?;
         if self.tsc_deadline != 0 {
             // After the TSC, which it is compared with, and the local APIC, whose mode decides whether it counts.
             set_msrs(&[kvm_msr_entry {
@@ -176,22 +173,48 @@ impl VcpuState {
             .map_err(failed("take the pending events"))
     }
 
-    /// Sets the offset between host and guest TSC. A plain write of the register would not do: within a second of the vCPU's
-    /// creation KVM takes a value that is less than a second away for an attempt to synchronise vCPUs, and keeps its own.
-    /// A guest whose TSC stood at less than a second then waits until its old time comes again.
-    fn restore_tsc(
-        &self,
-        vcpu: &VcpuFd,
-        set_msrs: &impl Fn(&[kvm_msr_entry]) -> Result<(), KvmError>,
-    ) -> Result<(), KvmError> {
+    /// The TSC of a VM in which this is the first vCPU, going on from now.
+    #[must_use]
+    pub fn tsc(&self) -> Tsc {
         // SAFETY: every x86-64 processor has the instruction, and Linux never forbids it to processes that do not ask for
         // that.
         let host_tsc = unsafe { core::arch::x86_64::_rdtsc() };
-        let offset = self.tsc.wrapping_sub(host_tsc);
+        Tsc {
+            value: self.tsc,
+            offset: self.tsc.wrapping_sub(host_tsc),
+            khz: self.tsc_khz,
+        }
+    }
+}
+
+/// The time stamp counter that all vCPUs of a restored VM have in common: it goes on from where it was, whatever the time
+/// between.
+#[derive(Debug, Clone, Copy)]
+pub struct Tsc {
+    value: u64,
+    /// To the host's.
+    offset: u64,
+    khz: u32,
+}
+
+impl Tsc {
+    /// Sets a vCPU's frequency, and the offset between host and guest TSC. A plain write of the register would not do: within
+    /// a second of the vCPU's creation KVM takes a value that is less than a second away for an attempt to synchronise
+    /// vCPUs, and keeps its own. A guest whose TSC stood at less than a second then waits until its old time comes again.
+    pub(super) fn apply(
+        self,
+        vcpu: &VcpuFd,
+        is_first: bool,
+        set_msrs: impl Fn(&[kvm_msr_entry]) -> Result<(), KvmError>,
+    ) -> Result<(), KvmError> {
+        if vcpu.get_tsc_khz().ok() != Some(self.khz) {
+            vcpu.set_tsc_khz(self.khz)
+                .map_err(failed(format!("take the TSC frequency of {} kHz", self.khz)))?;
+        }
         let attribute = kvm_device_attr {
             group: KVM_VCPU_TSC_CTRL,
             attr: u64::from(KVM_VCPU_TSC_OFFSET),
-            addr: (&raw const offset).expose_provenance() as u64,
+            addr: (&raw const self.offset).expose_provenance() as u64,
             flags: 0,
         };
         // SAFETY: the kernel reads a kvm_device_attr at the pointer, and the eight bytes of the offset that it points to; both
@@ -199,16 +222,22 @@ impl VcpuState {
         if unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attribute) } == 0 {
             return Ok(());
         }
-        // Before Linux 5.16: two writes that are far from each other, so neither is taken for a synchronisation.
-        let far_away = u64::from(self.tsc_khz) * 1000 * FAR_AWAY_SECONDS;
-        for data in [self.tsc.wrapping_add(far_away), self.tsc] {
+        // Before Linux 5.16: the first vCPU is given two values that are far from each other, so neither is taken for a
+        // synchronisation; the write of every other is one, with the first.
+        let write = |data| {
             set_msrs(&[kvm_msr_entry {
                 index: MSR_TSC,
                 data,
                 ..Default::default()
-            }])?;
+            }])
+        };
+        if is_first {
+            write(
+                self.value
+                    .wrapping_add(u64::from(self.khz) * 1000 * FAR_AWAY_SECONDS),
+            )?;
         }
-        Ok(())
+        write(self.value)
     }
 }
 

@@ -3,7 +3,7 @@
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::{KvmError, VcpuState, failed};
+use super::{KvmError, Tsc, VcpuState, failed};
 
 /// A vCPU. It lives as long as the process.
 #[derive(Debug)]
@@ -123,8 +123,16 @@ impl Vcpu {
     ///
     /// # Errors
     /// [`KvmError`], naming the part that was refused.
-    pub fn restore(&self, state: &VcpuState) -> Result<(), KvmError> {
-        state.restore(self.vcpu, |msrs| self.set_msrs(msrs))
+    pub fn restore(&self, state: &VcpuState, tsc: Tsc) -> Result<(), KvmError> {
+        state.restore(self.vcpu, tsc, self.id == 0, |msrs| self.set_msrs(msrs))
+    }
+
+    /// Gives a vCPU that a restored VM has beside its saved ones their TSC; after theirs.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn set_tsc(&self, tsc: Tsc) -> Result<(), KvmError> {
+        tsc.apply(self.vcpu, self.id == 0, |msrs| self.set_msrs(msrs))
     }
 
     /// TSC frequency in kHz, 0 when unknown.

@@ -38,7 +38,11 @@ pub fn write(memory: &GuestMemory, file: &mut File) -> io::Result<Vec<DataRange>
     let mut ranges = Vec::new();
     let mut region_offset = 0;
     for region in memory.iter() {
-        let resident = mapping::resident_pages(region)?;
+        let mut resident = mapping::resident_pages(region)?;
+        if is_swapping() {
+            // A page in swap is not resident and has content: every page is looked at.
+            resident.fill(true);
+        }
         let mut page = 0;
         while page < resident.len() {
             let first = page;
@@ -65,6 +69,12 @@ pub fn write(memory: &GuestMemory, file: &mut File) -> io::Result<Vec<DataRange>
     }
     file.set_len(region_offset)?;
     Ok(ranges)
+}
+
+/// The host has put some memory, perhaps the guest's, into swap.
+fn is_swapping() -> bool {
+    let host = rustix::system::sysinfo();
+    host.freeswap != host.totalswap
 }
 
 fn copy_out(

@@ -202,13 +202,16 @@ fn run(of_thread: &Mutex<Vcpu>, shared: &Shared) -> VcpuEnd {
                     _ => VcpuEnd::Failed(format!("unknown system event {kind}; {}", vcpu.describe())),
                 };
             }
-            Ok(VcpuExit::Intr) => {}
+            Ok(VcpuExit::Intr) => vcpu.clear_immediate_exit(),
             Ok(exit) => {
                 let exit = format!("{exit:?}");
                 return VcpuEnd::Failed(format!("{exit}; {}", vcpu.describe()));
             }
             // EAGAIN: a signal woke a vCPU that the guest has not started yet.
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                // Taken back before the gate is looked at: who pauses closes it before setting the flag. A flag that came too
+                // late for its pause would else keep the vCPU out of the guest for ever.
+                vcpu.clear_immediate_exit();
                 count(&counters.interrupted);
             }
             Err(error) => {

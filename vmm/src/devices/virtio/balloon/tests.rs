@@ -215,7 +215,7 @@ fn a_pause_keeps_the_statistics_buffer_and_a_clone_the_sizes() {
     driver.add(STATS, &[readable(HEAP, 30)]);
     driver.kick(STATS);
     for _ in 0..2 {
-        driver.transport.pause();
+        assert!(driver.transport.pause());
         assert!(!driver.peek_used(STATS));
         driver.transport.resume();
         send(&mut driver, INFLATE, &[PAGES]);

@@ -239,10 +239,13 @@ impl VirtioDevice for Net {
         match (&self.vhost, &mut self.in_kernel) {
             (Some(vhost), Some(in_kernel)) => {
                 in_kernel.runs = false;
-                for (index, queue) in in_kernel.queues.iter_mut().enumerate() {
-                    queue
-                        .set_position(vhost.pause_queue(index).ok()?, &in_kernel.memory)
-                        .ok()?;
+                let memory = &in_kernel.memory;
+                let positions: Vec<_> = (0..in_kernel.queues.len())
+                    // All are stopped, also past a failure.
+                    .map(|index| vhost.pause_queue(index).ok())
+                    .collect();
+                for (queue, position) in in_kernel.queues.iter_mut().zip(positions) {
+                    queue.set_position(position?, memory).ok()?;
                 }
                 Some(in_kernel.queues.iter().map(DeviceQueue::state).collect())
             }

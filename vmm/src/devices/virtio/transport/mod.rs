@@ -251,18 +251,23 @@ impl MmioTransport {
         })
     }
 
-    /// Stops the device between two requests. Guest memory and interrupt are used no more until [`Self::resume`].
-    pub fn pause(&mut self) {
-        for (queue, state) in self
-            .queues
-            .iter_mut()
-            .zip(self.device.pause().into_iter().flatten())
-        {
+    /// Stops the device between two requests. Guest memory and interrupt are used no more until [`Self::resume`]. `false` when
+    /// the device was lost meanwhile, so that its driver must reset it.
+    #[must_use]
+    pub fn pause(&mut self) -> bool {
+        let states = self.device.pause();
+        let is_active = self.status & DRIVER_OK != 0 && !self.needs_reset.is_raised();
+        if is_active && states.is_none() {
+            self.needs_reset.raise();
+            return false;
+        }
+        for (queue, state) in self.queues.iter_mut().zip(states.into_iter().flatten()) {
             // A state that came from a queue is one.
             if let Ok(paused) = Queue::try_from(state) {
                 *queue = paused;
             }
         }
+        true
     }
 
     /// Lets a paused device go on.
