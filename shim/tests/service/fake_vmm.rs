@@ -14,7 +14,7 @@ use shim::vmm::{Launched, Launcher};
 use tokio::runtime::Handle;
 use ttrpc::r#async::{Server, transport::Listener};
 use vmm::{
-    config::{Extent, SliceDisk, VmConfig},
+    config::{Extent, Origin, SliceDisk, VmConfig},
     control::{self, Command, Event, ExitReason, VmmSocket},
 };
 
@@ -31,6 +31,10 @@ pub(crate) enum Behaviour {
     Panics,
     /// Refuses its configuration.
     RefusesStart,
+    /// Refuses a snapshot, and boots.
+    RefusesSnapshot,
+    /// Dies of a snapshot, and boots.
+    DiesOfSnapshot,
     /// Connects to the guest, where nobody answers.
     DeafGuest,
     /// Answers no command but Start.
@@ -81,14 +85,23 @@ impl FakeVm {
         while let Ok((command, fds)) = self.socket.recv() {
             match command {
                 Command::Start(config) => {
+                    let is_snapshot = config.origin == Origin::Snapshot;
                     *self.started.lock().unwrap() = Some((*config, fds.len()));
                     if behaviour == Behaviour::RefusesStart {
                         return self.end(ExitReason::StartFailed {
                             message: "open /dev/kvm: no such thing".into(),
                         });
                     }
+                    if is_snapshot && behaviour == Behaviour::RefusesSnapshot {
+                        return self.end(ExitReason::SnapshotRefused {
+                            message: "another processor".into(),
+                        });
+                    }
                     self.say(&Event::Started);
                     match behaviour {
+                        Behaviour::DiesOfSnapshot if is_snapshot => return self.end(ExitReason::GuestPanic),
+                        // Its guest was ready before.
+                        _ if is_snapshot => {}
                         Behaviour::NeverReady => {}
                         Behaviour::Panics => return self.end(ExitReason::GuestPanic),
                         _ => {

@@ -476,3 +476,78 @@ async fn a_caller_that_hangs_up_loses_nothing() {
         .unwrap();
     assert_eq!(bench.status().await.info["phase"], "ready");
 }
+
+/// Starts a sandbox from a template with two more possible vCPUs; its status.
+async fn started_from_template(behaviour: Behaviour) -> (Bench, std::collections::HashMap<String, String>) {
+    let bench = Bench::new(behaviour).await;
+    for file in ["state", "memory"] {
+        std::fs::write(bench.path(file), "captured").unwrap();
+    }
+    let mut options = bench.options();
+    options.template = protobuf::MessageField::some(protocol::sandbox::Template {
+        directory: bench.text(""),
+        n_possible_vcpus: 4,
+        ..Default::default()
+    });
+    bench.create_sandbox_with(&options).await.unwrap();
+    bench.start_sandbox().await.unwrap();
+    let info = bench.status().await.info;
+    (bench, info)
+}
+
+#[tokio::test]
+async fn a_sandbox_goes_on_from_a_template() {
+    let (bench, info) = started_from_template(Behaviour::Boots).await;
+    assert_eq!(info["start_kind"], "template");
+    assert!(!info.contains_key("template_refused"));
+    let (config, n_fds) = bench.vm().started.lock().unwrap().clone().unwrap();
+    assert_eq!(config.origin, vmm::config::Origin::Snapshot);
+    assert_eq!((config.n_vcpus, config.n_possible_vcpus, n_fds), (2, 4, 5));
+    let configured = bench.vm().guest.configured.lock().unwrap().clone().unwrap();
+    assert!(configured.is_clone);
+    assert_eq!(configured.n_vcpus, 2);
+}
+
+#[tokio::test]
+async fn a_template_that_is_of_no_use_costs_a_boot_only() {
+    for (behaviour, why) in [
+        (Behaviour::RefusesSnapshot, "another processor"),
+        (Behaviour::DiesOfSnapshot, "guest_panic"),
+    ] {
+        let (bench, info) = started_from_template(behaviour).await;
+        assert_eq!(info["start_kind"], "boot");
+        assert!(info["template_refused"].contains(why), "{info:?}");
+        let (config, _) = bench.vm().started.lock().unwrap().clone().unwrap();
+        assert_eq!((config.n_vcpus, config.n_possible_vcpus), (2, 2));
+        let configured = bench.vm().guest.configured.lock().unwrap().clone().unwrap();
+        assert!(!configured.is_clone);
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_is_ready_is_captured() {
+    let bench = Bench::new(Behaviour::Boots).await;
+    let directory = bench.path("template");
+    std::fs::create_dir(&directory).unwrap();
+    let mut options = bench.options();
+    options.capture_directory = directory.to_str().unwrap().to_owned();
+    options.template = protobuf::MessageField::some(protocol::sandbox::Template {
+        n_possible_vcpus: 4,
+        ..Default::default()
+    });
+    bench.create_sandbox_with(&options).await.unwrap();
+    bench.start_sandbox().await.unwrap();
+    assert_eq!(std::fs::read_to_string(directory.join("state")).unwrap(), "state");
+    assert_eq!(
+        std::fs::read_to_string(directory.join("memory")).unwrap(),
+        "memory"
+    );
+    let status = bench.status().await;
+    assert_eq!(status.info["exit_reason"], "captured");
+    let (config, _) = bench.vm().started.lock().unwrap().clone().unwrap();
+    assert_eq!((config.n_vcpus, config.n_possible_vcpus), (1, 4));
+    assert!(
+        bench.vm().guest.configured.lock().unwrap().is_none(),
+        "it got an identity"
+    );
+}
