@@ -74,6 +74,12 @@ impl Ground {
     /// host, while a clock runs.
     pub(crate) fn prepare(options: &Options) -> Result<Self> {
         set_up_host(&options.programs)?;
+        // Before the move: the new root has no modules, and the agent checks that there is a bridge to be had.
+        let loaded = Command::new("modprobe")
+            .arg("bridge")
+            .status()
+            .context("run modprobe")?;
+        ensure!(loaded.success(), "modprobe bridge: {loaded}");
         let root = Root::new()?;
         for name in PROGRAMS {
             root.add_program(&options.programs.join(name), &format!("/{name}"))?;
