@@ -2,14 +2,11 @@
 //! copy of it that shares or skips what is empty.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io,
-    os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-
-use rustix::fs::{SeekFrom, copy_file_range, fstat, ioctl_ficlone, seek};
 
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -105,11 +102,19 @@ impl ScratchDisks {
     /// # Errors
     /// `ResourceExhausted` when the disk is full.
     pub fn create(&self, id: &GroupId) -> Result<PathBuf> {
+        self.create_from(id, &self.template)
+    }
+
+    /// Makes a group's disk as a copy of another one; one that was there is replaced.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` when the disk is full.
+    pub fn create_from(&self, id: &GroupId, other: &Path) -> Result<PathBuf> {
         let path = self.path(id);
         self.remove(id)?;
-        copy_sparse(&self.template, &path).map_err(failed(format!(
+        sparse_file::copy(other, &path).map_err(failed(format!(
             "copy {} to {}",
-            self.template.display(),
+            other.display(),
             path.display()
         )))?;
         Ok(path)
@@ -151,59 +156,9 @@ impl ScratchDisks {
     }
 }
 
-/// Copies a file by reference where the file system can, else only the parts that have data.
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
-    let source = File::open(from)?;
-    let target = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(to)?;
-    if ioctl_ficlone(target.as_fd(), source.as_fd()).is_ok() {
-        return Ok(());
-    }
-    let length = u64::try_from(fstat(&source)?.st_size).unwrap_or(0);
-    target.set_len(length)?;
-    let mut at = 0;
-    // ENXIO: no data after this offset (lseek(2)).
-    while let Ok(start) = seek(&source, SeekFrom::Data(at)) {
-        let end = seek(&source, SeekFrom::Hole(start))?;
-        let (mut read_at, mut write_at) = (start, start);
-        while read_at < end {
-            let chunk = usize::try_from(end - read_at).unwrap_or(usize::MAX);
-            if copy_file_range(&source, Some(&mut read_at), &target, Some(&mut write_at), chunk)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        at = end;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{FileExt, MetadataExt};
-
     use super::*;
-
-    #[test]
-    fn copies_keep_content_and_holes() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
-        let file = File::create(&from).unwrap();
-        file.set_len(1 << 30).unwrap();
-        file.write_all_at(b"first", 0).unwrap();
-        file.write_all_at(b"middle", 500 << 20).unwrap();
-        copy_sparse(&from, &to).unwrap();
-        let copy = File::open(&to).unwrap();
-        let mut bytes = [0; 6];
-        copy.read_exact_at(&mut bytes, 500 << 20).unwrap();
-        assert_eq!(&bytes, b"middle");
-        let metadata = copy.metadata().unwrap();
-        assert_eq!(metadata.len(), 1 << 30);
-        assert!(metadata.blocks() * 512 < 1 << 20, "{} blocks", metadata.blocks());
-    }
 
     #[test]
     fn disks_are_made_replaced_and_cleaned_up() {

@@ -38,6 +38,8 @@ use crate::{
 
 /// For one control command, the VMM's answer included.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a snapshot to be written to its files.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// From the kill command, or the end of the control socket, to the end of the process; then SIGKILL.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections of the guest that wait to be looked at; more are closed.
@@ -330,17 +332,51 @@ impl VmmClient {
         .await
     }
 
-    /// Stops the guest and writes a snapshot of it. It stays stopped.
+    /// Stops the guest.
     ///
     /// # Errors
     /// The VMM refuses, or does not answer in time.
-    pub async fn capture(&self, state: OwnedFd, memory: OwnedFd) -> Result<()> {
-        self.request(|id| Command::Pause { id }, &[]).await?;
+    pub async fn pause(&self) -> Result<()> {
+        self.request(|id| Command::Pause { id }, &[]).await
+    }
+
+    /// Lets it run again.
+    ///
+    /// # Errors
+    /// The VMM refuses, or does not answer in time.
+    pub async fn resume(&self) -> Result<()> {
+        self.request(|id| Command::Resume { id }, &[]).await
+    }
+
+    /// Takes a snapshot of the paused guest. It may be resumed then, but the files are complete only after
+    /// [`VmmClient::finish_snapshot`].
+    ///
+    /// # Errors
+    /// The VMM refuses, or does not answer in time.
+    pub async fn begin_snapshot(&self, state: OwnedFd, memory: OwnedFd) -> Result<()> {
         self.request(|id| Command::Snapshot { id }, &[state, memory])
             .await
     }
 
+    /// Waits until the files of the last snapshot are complete.
+    ///
+    /// # Errors
+    /// They are not and will not be.
+    pub async fn finish_snapshot(&self) -> Result<()> {
+        self.request_within(SNAPSHOT_TIMEOUT, |id| Command::FinishSnapshot { id }, &[])
+            .await
+    }
+
     async fn request(&self, command: impl FnOnce(u64) -> Command, fds: &[OwnedFd]) -> Result<()> {
+        self.request_within(COMMAND_TIMEOUT, command, fds).await
+    }
+
+    async fn request_within(
+        &self,
+        time: Duration,
+        command: impl FnOnce(u64) -> Command,
+        fds: &[OwnedFd],
+    ) -> Result<()> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer_sender, answer) = oneshot::channel();
         self.shared.pending().insert(id, answer_sender);
@@ -355,12 +391,12 @@ impl VmmClient {
                 Err(_) => Err(self.ended().await),
             }
         };
-        let result = timeout(COMMAND_TIMEOUT, exchange).await;
+        let result = timeout(time, exchange).await;
         self.shared.pending().remove(&id);
         result.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::DeadlineExceeded,
-                format!("no answer from the VMM within {} s", COMMAND_TIMEOUT.as_secs()),
+                format!("no answer from the VMM within {} s", time.as_secs()),
             ))
         })
     }

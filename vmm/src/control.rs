@@ -15,6 +15,7 @@
 //! [`OwnerSocket`] is the owner's end, [`VmmSocket`] the VMM's. `send` and `recv` block, `try_send` and `try_recv`
 //! return [`ControlError::WouldBlock`] instead, whatever the descriptor's own mode.
 
+use std::error::Error;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -83,9 +84,15 @@ pub enum Command {
         /// The owner's request id.
         id: u64,
     },
-    /// Writes a snapshot of the paused VM into the two passed descriptors, empty regular files: first the state, then the
-    /// memory. The VM stays paused.
+    /// Takes a snapshot of the paused VM into the two passed descriptors, empty regular files: first the state, then the
+    /// memory. `Done` once it is taken: the VM may be resumed then, while a copy of this process still writes the files, as
+    /// they would be now. One at a time. The VM stays paused.
     Snapshot {
+        /// The owner's request id.
+        id: u64,
+    },
+    /// `Done` when the files of the last snapshot are complete; `Failed` when they are not and will not be.
+    FinishSnapshot {
         /// The owner's request id.
         id: u64,
     },
@@ -183,6 +190,18 @@ pub enum ExitReason {
         /// What was tried and why it failed.
         message: String,
     },
+}
+
+/// An error with all its causes, as text of a message.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// The owner's end of a control socket.

@@ -5,14 +5,15 @@ use std::error::Error;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::builder::{self, Machine};
 use crate::config::SliceDisk;
-use crate::control::{Command, ControlError, Event, ExitReason, VmmSocket};
+use crate::control::{Command, ControlError, Event, ExitReason, VmmSocket, chain};
 use crate::devices::virtio::block::SliceMap;
 use crate::reporter::Reporter;
 use crate::resources::Resources;
+use crate::sys::fork;
 use crate::vm::EndSignal;
 
 /// Serves one VM from its `Start` to its end, which is the last thing reported; the process is to end then.
@@ -44,15 +45,17 @@ fn serve(machine: &Machine, reporter: &Arc<Reporter>, end: &EndSignal) -> ExitRe
     if reporter.send(&Event::Started).is_err() {
         return ExitReason::Killed;
     }
+    let mut saving = Saving::default();
     loop {
-        if let Some(reason) = wait(reporter, end) {
+        if let Some(reason) = wait(reporter, end, &saving) {
             return reason;
         }
         let served = reporter.flush().is_ok()
+            && saving.take_in().is_none_or(|event| reporter.send(&event).is_ok())
             && reporter.owner().try_recv().map_or_else(
                 // Closed by the owner; or an owner that cannot be understood, which is as good as none.
                 |error| matches!(error, ControlError::WouldBlock),
-                |(command, fds)| carry_out(command, fds, machine, reporter),
+                |(command, fds)| carry_out(command, fds, machine, reporter, &mut saving),
             );
         if !served {
             return ExitReason::Killed;
@@ -82,20 +85,90 @@ fn start(reporter: &Arc<Reporter>, end: &Arc<EndSignal>) -> Result<Machine, Exit
     }
 }
 
+/// The last snapshot, while its files are written and until the owner has asked how that ended.
+#[derive(Default)]
+struct Saving {
+    copy: Option<fork::Copy>,
+    ended: Option<Result<(), String>>,
+    /// The request of an owner that waits.
+    asker: Option<u64>,
+}
+
+impl Saving {
+    fn begin(&mut self, id: u64, machine: &Machine, fds: Vec<OwnedFd>) -> Event {
+        let Ok([state, memory]) = <[OwnedFd; 2]>::try_from(fds) else {
+            let why = "Snapshot needs two descriptors: files for the state and for the memory";
+            return failed(id, why);
+        };
+        if !machine.vm.is_paused() {
+            return failed(id, "A snapshot is taken of a paused VM: send Pause first");
+        }
+        if self.copy.is_some() {
+            return failed(id, "A snapshot is still being written: send FinishSnapshot first");
+        }
+        match builder::begin_save(machine, &state.into(), &memory.into()) {
+            Ok(copy) => {
+                *self = Self {
+                    copy: Some(copy),
+                    ..Self::default()
+                };
+                Event::Done { id }
+            }
+            Err(error) => failed(id, chain(&error)),
+        }
+    }
+
+    fn finish(&mut self, id: u64) -> Option<Event> {
+        if self.copy.is_none() && self.ended.is_none() {
+            return Some(failed(id, "No snapshot was taken: send Snapshot first"));
+        }
+        if self.asker.replace(id).is_some() {
+            return Some(failed(id, "FinishSnapshot was sent twice"));
+        }
+        self.answer()
+    }
+
+    /// The copy's end, if it has come, and the answer to an owner that waits for it.
+    fn take_in(&mut self) -> Option<Event> {
+        let copy = self.copy.take_if(|copy| {
+            let mut fds = [PollFd::new(&*copy, PollFlags::IN)];
+            rustix::event::poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        })?;
+        self.ended = Some(copy.finish());
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Option<Event> {
+        let ended = self.ended.take_if(|_| self.asker.is_some())?;
+        let id = self.asker.take()?;
+        Some(match ended {
+            Ok(()) => Event::Done { id },
+            Err(message) => failed(id, format!("Failed to write the snapshot: {message}")),
+        })
+    }
+}
+
 /// Waits for something to do, or for the end.
-fn wait(reporter: &Reporter, end: &EndSignal) -> Option<ExitReason> {
-    let mut fds = [
+fn wait(reporter: &Reporter, end: &EndSignal, saving: &Saving) -> Option<ExitReason> {
+    let mut fds = vec![
         PollFd::new(reporter.owner(), PollFlags::IN),
         PollFd::new(reporter, PollFlags::IN),
         PollFd::new(end, PollFlags::IN),
     ];
+    fds.extend(saving.copy.as_ref().map(|copy| PollFd::new(copy, PollFlags::IN)));
     // Interrupted or failed: looked at again all the same.
     let _ = rustix::event::poll(&mut fds, None);
     end.reason()
 }
 
 /// Carries out one command; `false` ends the VM.
-fn carry_out(command: Command, fds: Vec<OwnedFd>, machine: &Machine, reporter: &Arc<Reporter>) -> bool {
+fn carry_out(
+    command: Command,
+    fds: Vec<OwnedFd>,
+    machine: &Machine,
+    reporter: &Arc<Reporter>,
+    saving: &mut Saving,
+) -> bool {
     let vm = &machine.vm;
     let answer = match command {
         // After a second Start the owner is confused; it wanted an end of this VM at least.
@@ -106,13 +179,10 @@ fn carry_out(command: Command, fds: Vec<OwnedFd>, machine: &Machine, reporter: &
             machine.resume();
             Event::Done { id }
         }
-        Command::Snapshot { id } => match <[OwnedFd; 2]>::try_from(fds) {
-            Ok(_) if !vm.is_paused() => failed(id, "A snapshot is taken of a paused VM: send Pause first"),
-            Ok([state, memory]) => answer(id, builder::save(machine, state.into(), memory.into())),
-            Err(_) => failed(
-                id,
-                "Snapshot needs two descriptors: files for the state and for the memory",
-            ),
+        Command::Snapshot { id } => saving.begin(id, machine, fds),
+        Command::FinishSnapshot { id } => match saving.finish(id) {
+            Some(answer) => answer,
+            None => return true,
         },
         Command::Stats { id } => Event::Stats {
             id,
@@ -187,15 +257,4 @@ fn start_failed(error: &dyn Error) -> ExitReason {
     ExitReason::StartFailed {
         message: chain(error),
     }
-}
-
-/// An error with all its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
 }

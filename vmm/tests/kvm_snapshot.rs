@@ -37,6 +37,7 @@ fn snapshot(machine: &Machine) -> [File; 2] {
     let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
     done(machine, &Command::Pause { id: 1 }, &[], 1);
     done(machine, &Command::Snapshot { id: 2 }, &[&files[0], &files[1]], 2);
+    done(machine, &Command::FinishSnapshot { id: 3 }, &[], 3);
     files
 }
 
@@ -92,6 +93,57 @@ fn the_snapshotted_machine_goes_on_itself() {
     snapshot(&machine);
     let before = console(&machine).len() as u64;
     done(&machine, &Command::Resume { id: 3 }, &[], 3);
+    wait_for_output(&machine, before + 10);
+    kill(machine);
+}
+
+#[test]
+fn a_snapshot_is_of_the_moment_it_was_taken_whatever_the_machine_does_while_it_is_written() {
+    let machine = Machine::start(counting(), config());
+    assert_eq!(machine.event(), Event::Started);
+    wait_for_output(&machine, 300);
+    let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
+    done(&machine, &Command::Pause { id: 1 }, &[], 1);
+    let last = *console(&machine).last().unwrap();
+    done(&machine, &Command::Snapshot { id: 2 }, &[&files[0], &files[1]], 2);
+    let before = console(&machine).len() as u64;
+    done(&machine, &Command::Resume { id: 3 }, &[], 3);
+    wait_for_output(&machine, before + 300);
+    done(&machine, &Command::FinishSnapshot { id: 4 }, &[], 4);
+    let clone = Machine::restore(&files, config());
+    assert_eq!(clone.event(), Event::Started);
+    wait_for_output(&clone, 1);
+    assert_eq!(console(&clone)[0], last.wrapping_add(1));
+    kill(clone);
+    kill(machine);
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_written_fails_and_the_machine_goes_on() {
+    let machine = Machine::start(counting(), config());
+    assert_eq!(machine.event(), Event::Started);
+    wait_for_output(&machine, 1);
+    machine
+        .owner
+        .send(&Command::FinishSnapshot { id: 1 }, &[])
+        .unwrap();
+    assert!(matches!(machine.event(), Event::Failed { id: 1, .. }));
+    done(&machine, &Command::Pause { id: 2 }, &[], 2);
+    let (state, full) = (
+        tempfile::tempfile().unwrap(),
+        File::options().write(true).open("/dev/full").unwrap(),
+    );
+    done(&machine, &Command::Snapshot { id: 3 }, &[&state, &full], 3);
+    let before = console(&machine).len() as u64;
+    done(&machine, &Command::Resume { id: 4 }, &[], 4);
+    machine
+        .owner
+        .send(&Command::FinishSnapshot { id: 5 }, &[])
+        .unwrap();
+    let Event::Failed { id: 5, message } = machine.event() else {
+        panic!("no failure")
+    };
+    assert!(message.contains("write the snapshot"), "{message}");
     wait_for_output(&machine, before + 10);
     kill(machine);
 }

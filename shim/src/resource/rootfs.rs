@@ -20,6 +20,7 @@ use vmm::{
 use super::slices::{Acquired, Slice, SliceTable};
 use crate::{
     error::{Error, ErrorKind, Result},
+    sandbox::snapshot::CapturedImage,
     vmm::VmmClient,
 };
 
@@ -29,6 +30,7 @@ type FileKey = (u64, u64);
 /// An opened image: the metadata file, then the layer blobs.
 #[derive(Debug)]
 pub struct ImageFiles {
+    paths: Vec<PathBuf>,
     key: Vec<FileKey>,
     lengths: Vec<u64>,
     fds: Vec<OwnedFd>,
@@ -47,6 +49,7 @@ impl ImageFiles {
             ));
         }
         let mut files = Self {
+            paths: paths.to_vec(),
             key: Vec::new(),
             lengths: Vec::new(),
             fds: Vec::new(),
@@ -97,6 +100,19 @@ struct Layout {
     table: SliceTable<Vec<FileKey>>,
     /// Set once the slice is mapped.
     mapped: HashMap<u32, Arc<OnceCell<()>>>,
+    /// Names of the files, for who makes the same disk again.
+    paths: HashMap<u32, Vec<PathBuf>>,
+}
+
+/// What a new VM needs to have the disk of a captured one.
+#[derive(Debug)]
+pub struct RestoredDisk {
+    /// The disk.
+    pub disk: Arc<ImageDisk>,
+    /// What is mapped, in the order of the descriptors.
+    pub extents: Vec<Extent>,
+    /// The files.
+    pub fds: Vec<OwnedFd>,
 }
 
 /// A container's use of an image slice; ends when dropped.
@@ -114,8 +130,81 @@ impl ImageDisk {
             layout: Mutex::new(Layout {
                 table,
                 mapped: HashMap::new(),
+                paths: HashMap::new(),
             }),
             stale: tokio::sync::Mutex::new(Vec::new()),
+        })
+    }
+
+    /// What is on the disk: every slice whose files are mapped.
+    pub fn captured(&self) -> Vec<CapturedImage> {
+        let layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_mapped = |slice: &&Slice| {
+            let cell = layout.mapped.get(&slice.partition);
+            cell.is_some_and(|cell| cell.initialized())
+        };
+        let image = |slice: &Slice| CapturedImage {
+            partition: slice.partition,
+            offset_bytes: slice.offset_bytes,
+            paths: layout.paths.get(&slice.partition).cloned().unwrap_or_default(),
+        };
+        layout.table.slices().filter(is_mapped).map(image).collect()
+    }
+
+    /// The disk as it was captured. Blocks.
+    ///
+    /// # Errors
+    /// A file is missing, or the slices do not fit on a disk.
+    pub fn restore(images: &[CapturedImage]) -> Result<RestoredDisk> {
+        let disk = Self::new();
+        let (mut extents_of_all, mut fds) = (Vec::new(), Vec::new());
+        {
+            let mut layout = disk.layout.lock().unwrap_or_else(PoisonError::into_inner);
+            for image in images {
+                let files = ImageFiles::open(&image.paths)
+                    .map_err(|error| error.context("open an image of the snapshot"))?;
+                let bad = |error| {
+                    Error::with_source(
+                        ErrorKind::FailedPrecondition,
+                        "lay out the snapshot's images",
+                        error,
+                    )
+                };
+                let slice = layout
+                    .table
+                    .slice_at(image.partition, image.offset_bytes, &files.lengths)
+                    .map_err(bad)?;
+                extents_of_all.extend(extents(&slice));
+                layout.table.import(files.key, slice).map_err(bad)?;
+                layout
+                    .mapped
+                    .insert(image.partition, Arc::new(OnceCell::new_with(Some(()))));
+                layout.paths.insert(image.partition, files.paths);
+                fds.extend(files.fds);
+            }
+        }
+        Ok(RestoredDisk {
+            disk,
+            extents: extents_of_all,
+            fds,
+        })
+    }
+
+    /// The use of a slice by a container that was captured with it.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when there is no such slice.
+    pub fn reuse(self: &Arc<Self>, partition: u32) -> Result<ImageSlice> {
+        let mut layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
+        let slice = layout.table.reuse(partition).ok_or_else(|| {
+            Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("the snapshot has no image in partition {partition}"),
+            )
+        })?;
+        Ok(ImageSlice {
+            disk: Arc::clone(self),
+            slice,
         })
     }
 
@@ -124,7 +213,7 @@ impl ImageDisk {
     /// # Errors
     /// `ResourceExhausted` when the disk is full; the VMM refuses.
     pub async fn map(self: &Arc<Self>, files: ImageFiles, vmm: &VmmClient) -> Result<ImageSlice> {
-        let (slice, mapped, evicted) = self.place(files.key, &files.lengths)?;
+        let (slice, mapped, evicted) = self.place(files.key, &files.lengths, files.paths)?;
         let used = ImageSlice {
             disk: Arc::clone(self),
             slice,
@@ -148,7 +237,12 @@ impl ImageDisk {
         Ok(used)
     }
 
-    fn place(&self, key: Vec<FileKey>, lengths: &[u64]) -> Result<(Slice, Arc<OnceCell<()>>, Vec<Slice>)> {
+    fn place(
+        &self,
+        key: Vec<FileKey>,
+        lengths: &[u64],
+        paths: Vec<PathBuf>,
+    ) -> Result<(Slice, Arc<OnceCell<()>>, Vec<Slice>)> {
         let mut layout = self.layout.lock().unwrap_or_else(PoisonError::into_inner);
         let acquired = layout.table.acquire(key, lengths).map_err(|error| {
             Error::with_source(ErrorKind::ResourceExhausted, "find room on the image disk", error)
@@ -159,6 +253,7 @@ impl ImageDisk {
                 for old in &evicted {
                     layout.mapped.remove(&old.partition);
                 }
+                layout.paths.insert(slice.partition, paths);
                 (slice, evicted)
             }
         };

@@ -34,6 +34,24 @@ pub struct FilePlace {
     pub length_bytes: u64,
 }
 
+impl Slice {
+    fn at(partition: u32, offset_bytes: u64, relative: Vec<FilePlace>, length_bytes: u64) -> Self {
+        let files = relative
+            .into_iter()
+            .map(|file| FilePlace {
+                offset_bytes: offset_bytes + file.offset_bytes,
+                ..file
+            })
+            .collect();
+        Self {
+            partition,
+            offset_bytes,
+            length_bytes,
+            files,
+        }
+    }
+}
+
 /// What [`SliceTable::acquire`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
@@ -56,6 +74,12 @@ pub enum SliceError {
     Empty {
         /// Which file.
         index: usize,
+    },
+    /// A slice that is taken over has the number or the place of another.
+    #[error("partition {partition} is outside of the disk, or where another one is")]
+    Clash {
+        /// Its number.
+        partition: u32,
     },
     /// All partitions, bytes or descriptors are in use.
     #[error("the disk is full: {used} slices in use, {wanted_bytes} bytes in {n_files} files wanted")]
@@ -106,22 +130,7 @@ impl<K: Eq + Hash> SliceTable<K> {
             entry.users += 1;
             return Ok(Acquired::Shared(entry.slice.clone()));
         }
-        let mut length_bytes = 0_u64;
-        let mut relative = Vec::with_capacity(file_lengths.len());
-        for (index, length) in file_lengths.iter().enumerate() {
-            let rounded = length
-                .checked_next_multiple_of(self.file_align_bytes)
-                .filter(|length| *length != 0);
-            let rounded = rounded.ok_or(SliceError::Empty { index })?;
-            relative.push(FilePlace {
-                offset_bytes: length_bytes,
-                length_bytes: rounded,
-            });
-            length_bytes = length_bytes.saturating_add(rounded);
-        }
-        if relative.is_empty() {
-            return Err(SliceError::Empty { index: 0 });
-        }
+        let (relative, length_bytes) = self.lay_out(file_lengths)?;
         // Decide on a copy of the order, so that a refusal leaves everything in place.
         let mut idle: Vec<u32> = self.idle_oldest_first();
         let mut victims: Vec<u32> = Vec::new();
@@ -142,19 +151,7 @@ impl<K: Eq + Hash> SliceTable<K> {
             .into_iter()
             .partition(|entry| victims.contains(&entry.slice.partition));
         self.entries = kept;
-        let files = relative
-            .into_iter()
-            .map(|file| FilePlace {
-                offset_bytes: offset_bytes + file.offset_bytes,
-                ..file
-            })
-            .collect();
-        let slice = Slice {
-            partition,
-            offset_bytes,
-            length_bytes,
-            files,
-        };
+        let slice = Slice::at(partition, offset_bytes, relative, length_bytes);
         self.entries.push(Entry {
             key,
             slice: slice.clone(),
@@ -166,6 +163,52 @@ impl<K: Eq + Hash> SliceTable<K> {
             slice,
             evicted: gone.into_iter().map(|entry| entry.slice).collect(),
         })
+    }
+
+    /// Takes a slice over that is where it was in another VM, without users.
+    ///
+    /// # Errors
+    /// What is there already, or its number or place is taken.
+    pub fn import(&mut self, key: K, slice: Slice) -> Result<(), SliceError> {
+        let end = slice.offset_bytes.checked_add(slice.length_bytes);
+        let clashes = |entry: &Entry<K>| {
+            let other = &entry.slice;
+            entry.key == key
+                || other.partition == slice.partition
+                || (other.offset_bytes < slice.offset_bytes + slice.length_bytes
+                    && slice.offset_bytes < other.offset_bytes + other.length_bytes)
+        };
+        if !(1..=MAX_PARTITION).contains(&slice.partition)
+            || end.is_none_or(|end| end > self.disk_bytes)
+            || self.entries.iter().any(clashes)
+        {
+            return Err(SliceError::Clash {
+                partition: slice.partition,
+            });
+        }
+        self.entries.push(Entry {
+            key,
+            slice,
+            users: 0,
+            released_at: 0,
+        });
+        self.entries.sort_by_key(|entry| entry.slice.offset_bytes);
+        Ok(())
+    }
+
+    /// One user more of a slice that is there.
+    pub fn reuse(&mut self, partition: u32) -> Option<Slice> {
+        let entry = self
+            .entries
+            .iter_mut()
+            .find(|entry| entry.slice.partition == partition)?;
+        entry.users += 1;
+        Some(entry.slice.clone())
+    }
+
+    /// Every slice, in the order of their places.
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        self.entries.iter().map(|entry| &entry.slice)
     }
 
     /// One user less.
@@ -180,6 +223,44 @@ impl<K: Eq + Hash> SliceTable<K> {
             entry.users = entry.users.saturating_sub(1);
             entry.released_at = releases;
         }
+    }
+
+    /// The slice that files of these lengths make when they begin at `offset_bytes`; it is not entered.
+    ///
+    /// # Errors
+    /// [`SliceError::Empty`], or [`SliceError::Clash`] for a place past any end.
+    pub fn slice_at(
+        &self,
+        partition: u32,
+        offset_bytes: u64,
+        file_lengths: &[u64],
+    ) -> Result<Slice, SliceError> {
+        let (relative, length_bytes) = self.lay_out(file_lengths)?;
+        if offset_bytes.checked_add(length_bytes).is_none() {
+            return Err(SliceError::Clash { partition });
+        }
+        Ok(Slice::at(partition, offset_bytes, relative, length_bytes))
+    }
+
+    /// Files after each other, and their length together.
+    fn lay_out(&self, file_lengths: &[u64]) -> Result<(Vec<FilePlace>, u64), SliceError> {
+        let mut length_bytes = 0_u64;
+        let mut relative = Vec::with_capacity(file_lengths.len());
+        for (index, length) in file_lengths.iter().enumerate() {
+            let rounded = length
+                .checked_next_multiple_of(self.file_align_bytes)
+                .filter(|length| *length != 0);
+            let rounded = rounded.ok_or(SliceError::Empty { index })?;
+            relative.push(FilePlace {
+                offset_bytes: length_bytes,
+                length_bytes: rounded,
+            });
+            length_bytes = length_bytes.saturating_add(rounded);
+        }
+        if relative.is_empty() {
+            return Err(SliceError::Empty { index: 0 });
+        }
+        Ok((relative, length_bytes))
     }
 
     fn idle_oldest_first(&self) -> Vec<u32> {
@@ -260,6 +341,27 @@ mod tests {
             Err(SliceError::Full { used: 1, .. })
         ));
         assert_eq!(table.acquire(1, &[]), Ok(Acquired::Shared(first)));
+    }
+
+    #[test]
+    fn a_slice_of_another_vm_is_taken_over_where_it_was() {
+        let mut table = SliceTable::new(DISK_BYTES, 4096);
+        let slice = table.slice_at(7, 3 << 20, &[4096, 1]).unwrap();
+        assert_eq!(slice.files[1].offset_bytes, (3 << 20) + 4096);
+        table.import(1, slice.clone()).unwrap();
+        assert_eq!(table.acquire(1, &[4096, 1]), Ok(Acquired::Shared(slice)));
+        // Key, number, place, end.
+        for (key, partition, offset) in [
+            (1, 8, 9 << 20),
+            (2, 7, 9 << 20),
+            (2, 8, (3 << 20) + 4096),
+            (2, 8, DISK_BYTES),
+            (2, 0, 9 << 20),
+        ] {
+            let other = table.slice_at(partition, offset, &[1]).unwrap();
+            assert_eq!(table.import(key, other), Err(SliceError::Clash { partition }));
+        }
+        assert!(table.slice_at(1, u64::MAX, &[1]).is_err());
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Process {
     pub streams: Streams,
     /// Copies that a stalled reader keeps from ending; they go on until the process is deleted.
     pub stalled: Option<Outputs>,
+    /// It runs in the guest from the begin; starting it is to let it go on.
+    pub is_captured: bool,
     state: ProcessState,
     ended: watch::Sender<Option<ProcessEnd>>,
 }
@@ -41,6 +43,7 @@ impl Process {
             stdio,
             streams,
             stalled: None,
+            is_captured: false,
             state: ProcessState::Created,
             ended,
         }

@@ -12,11 +12,9 @@ use tokio::{
     time::timeout,
 };
 
-use vmm::config::Origin;
-
 use super::{
     container::Container,
-    spec::{SandboxSpec, TemplateUse},
+    spec::{SandboxSpec, StartKind},
     state::{BadTransition, ProcessEvent, ProcessState, SandboxEvent, SandboxState},
     status::{KILLED_EXIT_STATUS, SandboxExit, SandboxStatus},
     steps::{self, HostConfig, RunningVm, StartError},
@@ -52,12 +50,14 @@ pub struct Driver {
     pub(super) containers: HashMap<String, Container>,
     pub(super) creating: HashSet<String>,
     pub(super) vm: Option<RunningVm>,
+    /// A snapshot is being taken: nothing new begins.
+    pub(super) is_capturing: bool,
     host: HostConfig,
-    spec: Option<SandboxSpec>,
+    pub(super) spec: Option<SandboxSpec>,
     cancel_start: Option<oneshot::Sender<()>>,
     /// The guest API is gone while the VM was alive.
     guest_lost: bool,
-    status: watch::Sender<SandboxStatus>,
+    pub(super) status: watch::Sender<SandboxStatus>,
     operations: JoinSet<Action>,
 }
 
@@ -76,6 +76,7 @@ pub(super) fn spawn(
         start_us: None,
         start_kind: None,
         template_refused: None,
+        pause_us: None,
         exit: None,
         shutdown: false,
     });
@@ -85,6 +86,7 @@ pub(super) fn spawn(
         containers: HashMap::new(),
         creating: HashSet::new(),
         vm: None,
+        is_capturing: false,
         host,
         spec: None,
         cancel_start: None,
@@ -142,6 +144,10 @@ impl Driver {
 
     pub(super) fn state(&self) -> SandboxState {
         self.status.borrow().state
+    }
+
+    pub(super) fn subscribe_status(&self) -> watch::Receiver<SandboxStatus> {
+        self.status.subscribe()
     }
 
     /// The VM, when containers can be worked with.
@@ -207,7 +213,7 @@ impl Driver {
         let (cancel, cancelled) = oneshot::channel();
         self.cancel_start = Some(cancel);
         let (bundle, host, begun) = (self.bundle.clone(), self.host.clone(), Instant::now());
-        if let TemplateUse::Capture { directory, .. } = &spec.template {
+        if let StartKind::Capture { directory, .. } = &spec.start {
             let directory = directory.clone();
             return self.begin(async move {
                 let outcome = steps::capture(directory, spec, bundle, host, cancelled).await;
@@ -264,10 +270,7 @@ impl Driver {
             status.vmm_pid = vm.vmm.pid();
             status.guest_ready_us = Some(vm.guest_ready_us);
             status.start_us = Some(start_us);
-            status.start_kind = Some(match vm.origin {
-                Origin::Boot => "boot",
-                Origin::Snapshot => "template",
-            });
+            status.start_kind = Some(vm.start_kind);
             status.template_refused.clone_from(&vm.template_refused);
         });
         tracing::info!(vmm_pid = ?vm.vmm.pid(), guest_ready_us = vm.guest_ready_us, start_us, "sandbox is ready");

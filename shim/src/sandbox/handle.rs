@@ -1,7 +1,7 @@
 //! How the services speak to the driver. Dropping a call's future does not end what it asked for: a caller that hangs
 //! up leaves no half-done state.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -161,6 +161,15 @@ impl SandboxHandle {
     /// See the type.
     pub async fn sandbox_stats(&self) -> Result<SandboxStats> {
         self.ask(Driver::sandbox_stats).await
+    }
+
+    /// Takes a snapshot of the sandbox, whose containers go on, into an empty directory.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for another kind of directory; else what failed, and the directory then holds no snapshot.
+    pub async fn checkpoint(&self, directory: PathBuf) -> Result<()> {
+        self.ask(|driver, reply| driver.checkpoint(directory, reply))
+            .await
     }
 
     /// Prepares a container; returns the process id tasks show.

@@ -1,15 +1,16 @@
 //! The driver's work with containers and processes.
 
-use std::time::SystemTime;
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use tokio::sync::watch;
 
 use super::{
     container::{Container, Process},
     driver::{Driver, Reply, complete, killed, refused},
+    snapshot::{CapturedContainer, SnapshotRecord},
     spec::{ContainerSpec, ExecSpec, check_id},
     state::{ProcessEvent, ProcessState, SandboxState},
-    status::{ProcessPhase, ProcessStatus},
+    status::{ProcessPhase, ProcessStatus, SandboxStatus},
     steps,
 };
 use crate::{
@@ -46,9 +47,16 @@ impl Driver {
         if self.state() == SandboxState::Stopping {
             return Err(Error::new(ErrorKind::Unavailable, "the sandbox is stopping"));
         }
+        if self.is_capturing {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "a snapshot of the sandbox is being taken",
+            ));
+        }
         Ok((vm.guest.clone(), vm.client()))
     }
 
+    /// See [`steps::create_container`] and, for a captured one, [`steps::adopt_container`].
     pub(super) fn create_container(&mut self, spec: ContainerSpec, reply: Reply<u32>) {
         let checked = check_id("id", &spec.id)
             .and_then(|()| self.open_vm())
@@ -65,13 +73,28 @@ impl Driver {
             Ok(open) => open,
             Err(error) => return drop(reply.send(Err(error))),
         };
-        let images = self
-            .ready_vm()
-            .map(|vm| std::sync::Arc::clone(&vm.images))
-            .expect("open_vm found it");
+        let (images, captured) = match self.vm.as_ref() {
+            Some(vm) => (Arc::clone(&vm.images), vm.captured.get(&spec.id).cloned()),
+            None => return,
+        };
+        let captured = match (spec.is_captured, captured) {
+            (true, None) => {
+                let text = format!("checkpoint: the sandbox has no captured container {:?}", spec.id);
+                return drop(reply.send(Err(Error::new(ErrorKind::NotFound, text))));
+            }
+            (false, _) if !self.has_thawed() => {
+                let text = "the captured containers come first: create and start each";
+                return drop(reply.send(Err(Error::new(ErrorKind::FailedPrecondition, text))));
+            }
+            (true, captured) => captured,
+            (false, _) => None,
+        };
         self.creating.insert(spec.id.clone());
         self.begin(async move {
-            let outcome = steps::create_container(&spec, &guest, &client, &images).await;
+            let outcome = match captured {
+                Some(captured) => steps::adopt_container(&spec, &captured, &client, &images).await,
+                None => steps::create_container(&spec, &guest, &client, &images).await,
+            };
             complete(move |driver| driver.container_created(spec, outcome, reply))
         });
     }
@@ -92,11 +115,12 @@ impl Driver {
                 return drop(reply.send(Err(error)));
             }
         };
-        let init = Process::new(ProcessKey::init(&spec.id), spec.stdio.clone(), streams);
+        let mut init = Process::new(ProcessKey::init(&spec.id), spec.stdio.clone(), streams);
+        init.is_captured = spec.is_captured;
         let container = Container {
             bundle: spec.bundle.clone(),
             init,
-            execs: std::collections::HashMap::new(),
+            execs: HashMap::new(),
             creating: std::collections::HashSet::new(),
             image,
         };
@@ -162,10 +186,102 @@ impl Driver {
             Ok(open) => open,
             Err(error) => return drop(reply.send(Err(error))),
         };
+        let is_captured = self.process_mut(&key).is_ok_and(|process| process.is_captured);
+        if is_captured && let Some(vm) = &mut self.vm {
+            vm.captured.remove(&key.container_id);
+        }
+        let thaws = is_captured && self.has_thawed();
         self.begin(async move {
-            let outcome = guest.start_process(&key).await;
-            complete(move |driver| driver.process_started(key, outcome, guest, client, reply))
+            let outcome = match (is_captured, thaws) {
+                (false, _) => guest.start_process(&key).await,
+                // It runs, but stands still until the last one is started.
+                (true, false) => Ok(()),
+                (true, true) => guest.thaw().await,
+            };
+            complete(move |driver| {
+                if thaws && outcome.is_err() {
+                    driver.kill_vm();
+                }
+                driver.process_started(key, outcome, guest, client, reply);
+            })
         });
+    }
+
+    /// No captured container waits for its start.
+    fn has_thawed(&self) -> bool {
+        self.vm.as_ref().is_none_or(|vm| vm.captured.is_empty())
+    }
+
+    /// Takes a snapshot of the VM with all its containers, which go on.
+    pub(super) fn checkpoint(&mut self, directory: PathBuf, reply: Reply<()>) {
+        let begun = self.open_vm().and_then(|open| {
+            let record = self.snapshot_record()?;
+            let is_directory = directory.is_absolute() && directory.is_dir();
+            if !is_directory {
+                let text = format!(
+                    "path is {}: give the absolute path of an empty directory",
+                    directory.display()
+                );
+                return Err(Error::new(ErrorKind::InvalidArgument, text));
+            }
+            Ok((open, record))
+        });
+        let scratch_path = self.spec.as_ref().map(|spec| spec.scratch_path.clone());
+        let ((guest, client), record, scratch_path) = match (begun, scratch_path) {
+            (Ok((open, record)), Some(path)) => (open, record, path),
+            (Err(error), _) => return drop(reply.send(Err(error))),
+            (Ok(_), None) => return,
+        };
+        self.is_capturing = true;
+        self.begin(async move {
+            let outcome = steps::checkpoint(directory, record, scratch_path, &guest, &client).await;
+            complete(move |driver: &mut Self| {
+                driver.is_capturing = false;
+                let outcome = outcome.map(|pause| {
+                    let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
+                    tracing::info!(pause_us, "snapshot taken");
+                    driver
+                        .status
+                        .send_modify(|status| status.pause_us = Some(pause_us));
+                });
+                drop(reply.send(outcome.map_err(|error| error.context("take a snapshot"))));
+            })
+        });
+    }
+
+    /// What a clone is to know, while nothing is in between.
+    fn snapshot_record(&self) -> Result<SnapshotRecord> {
+        let refuse = |why: String| Err(Error::new(ErrorKind::FailedPrecondition, why));
+        let vm = self.ready_vm()?;
+        if !self.has_thawed() {
+            return refuse("the sandbox itself still waits for its captured containers".to_owned());
+        }
+        if let Some(id) = self.creating.iter().next() {
+            return refuse(format!("container {id:?} is being created"));
+        }
+        let mut captured = HashMap::new();
+        for (id, container) in &self.containers {
+            match container.init.state() {
+                ProcessState::Running => {
+                    let container = CapturedContainer {
+                        partition: container.image.slice().partition,
+                        terminal: container.init.stdio.terminal,
+                    };
+                    captured.insert(id.clone(), container);
+                }
+                ProcessState::Ended(_) => {}
+                state => return refuse(format!("container {id:?} is {}", state.name())),
+            }
+        }
+        if captured.is_empty() {
+            return refuse("no container runs".to_owned());
+        }
+        Ok(SnapshotRecord::new(
+            vm.shape.clone(),
+            vm.scratch_bytes,
+            vm.images.captured(),
+            captured,
+        ))
     }
 
     fn process_started(
@@ -206,7 +322,8 @@ impl Driver {
             pid,
         });
         drop(reply.send(Ok(pid)));
-        self.begin(watch_end(key, outputs, guest, client));
+        let sandbox = self.subscribe_status();
+        self.begin(watch_end(key, outputs, guest, client, sandbox));
     }
 
     fn process_ended(&mut self, key: &ProcessKey, end: ProcessEnd, outputs: Outputs) {
@@ -387,6 +504,7 @@ async fn watch_end(
     mut outputs: Outputs,
     guest: Guest,
     client: VmmClient,
+    mut sandbox: watch::Receiver<SandboxStatus>,
 ) -> super::driver::Action {
     let waited = tokio::select! {
         // First what the guest says: it may end with its last word still unread.
@@ -394,7 +512,6 @@ async fn watch_end(
         waited = guest.wait_process(&key) => waited,
         _ = client.exited() => Err(CallError::Lost(Error::new(ErrorKind::Unavailable, "the VM has ended"))),
     };
-    let mut lost = false;
     let end = match waited {
         Ok(end) => end,
         Err(CallError::Refused(error)) => {
@@ -406,15 +523,17 @@ async fn watch_end(
         }
         Err(CallError::Lost(error)) => {
             tracing::debug!(%key, error = error.chain(), "the process ends with its guest");
-            lost = true;
-            killed()
+            outputs.drain().await;
+            return complete(move |driver| {
+                driver.lose_guest();
+                driver.begin(async move {
+                    // Whoever sees the process's end asks why, and the sandbox must know by then.
+                    let _ = sandbox.wait_for(|status| status.exit.is_some()).await;
+                    complete(move |driver| driver.process_ended(&key, killed(), outputs))
+                });
+            });
         }
     };
     outputs.drain().await;
-    complete(move |driver| {
-        if lost {
-            driver.lose_guest();
-        }
-        driver.process_ended(&key, end, outputs);
-    })
+    complete(move |driver| driver.process_ended(&key, end, outputs))
 }

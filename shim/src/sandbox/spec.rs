@@ -38,23 +38,28 @@ pub struct SandboxSpec {
     pub cgroup_path: Option<PathBuf>,
     /// Added to the guest kernel's command line.
     pub kernel_args: String,
-    /// Whether a template is used, or made.
-    pub template: TemplateUse,
+    /// What the guest begins with.
+    pub start: StartKind,
 }
 
-/// What a start has to do with templates.
+/// What a guest begins with, and what becomes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TemplateUse {
-    /// The guest boots.
-    None,
-    /// The guest goes on from the template in this directory.
-    From {
+pub enum StartKind {
+    /// It boots.
+    Boot,
+    /// It goes on from the template in this directory, or boots when that is of no use.
+    Template {
         /// Holds [`STATE_FILE`] and [`MEMORY_FILE`].
         directory: PathBuf,
         /// vCPUs that the template's guest knows of.
         n_possible_vcpus: u32,
     },
-    /// The guest boots and becomes a template.
+    /// It goes on, its containers frozen, from the snapshot of a running sandbox in this directory.
+    Snapshot {
+        /// See [`super::snapshot`].
+        directory: PathBuf,
+    },
+    /// It boots and becomes a template.
     Capture {
         /// Where its files are made.
         directory: PathBuf,
@@ -63,18 +68,18 @@ pub enum TemplateUse {
     },
 }
 
-/// A template's state, beside its memory.
+/// A VM's state in a template or snapshot, beside its memory.
 pub const STATE_FILE: &str = "state";
-/// A template's memory.
+/// Its memory.
 pub const MEMORY_FILE: &str = "memory";
 
-impl TemplateUse {
+impl StartKind {
     /// vCPUs that the guest is to know of, when `n_vcpus` are to run.
     #[must_use]
     pub fn n_possible_vcpus(&self, n_vcpus: u32) -> u32 {
         match self {
-            Self::None => n_vcpus,
-            Self::From { n_possible_vcpus, .. } | Self::Capture { n_possible_vcpus, .. } => {
+            Self::Boot | Self::Snapshot { .. } => n_vcpus,
+            Self::Template { n_possible_vcpus, .. } | Self::Capture { n_possible_vcpus, .. } => {
                 (*n_possible_vcpus).max(n_vcpus)
             }
         }
@@ -113,12 +118,17 @@ impl SandboxSpec {
             }
         }
         // A template that is missing is no error: the guest boots then.
-        if let TemplateUse::Capture { directory, .. } = &self.template
+        let directory = match &self.start {
+            StartKind::Capture { directory, .. } => Some(("capture_directory", directory)),
+            StartKind::Snapshot { directory } => Some(("snapshot_directory", directory)),
+            StartKind::Boot | StartKind::Template { .. } => None,
+        };
+        if let Some((field, directory)) = directory
             && !(directory.is_absolute() && directory.is_dir())
         {
             let given = directory.display();
             return Err(invalid(format!(
-                "options.capture_directory is {given}: give the absolute path of a directory"
+                "options.{field} is {given}: give the absolute path of a directory"
             )));
         }
         if let Some(path) = &self.cgroup_path
@@ -140,8 +150,10 @@ pub struct ContainerSpec {
     pub id: String,
     /// Its bundle; holds `config.json`.
     pub bundle: PathBuf,
-    /// The image: metadata file, then layer blobs.
+    /// The image: metadata file, then layer blobs. A captured container has the one it had.
     pub image_paths: Vec<PathBuf>,
+    /// It runs in the guest already, which goes on from a snapshot.
+    pub is_captured: bool,
     /// Streams of its init process.
     pub stdio: StdioSpec,
 }

@@ -21,10 +21,12 @@ pub struct SandboxStatus {
     pub guest_ready_us: Option<u64>,
     /// Microseconds the start took, seen from here.
     pub start_us: Option<u64>,
-    /// How the guest came about: `boot` or `template`.
+    /// How the guest came about: `boot`, `template` or `snapshot`.
     pub start_kind: Option<&'static str>,
     /// Why the template that was given was not used.
     pub template_refused: Option<String>,
+    /// Microseconds that its containers stood still for the last snapshot.
+    pub pause_us: Option<u64>,
     /// Its end.
     pub exit: Option<SandboxExit>,
     /// The shim is to end.

@@ -1,12 +1,13 @@
 //! The long ways: starting a VM and creating containers and execs, step by step, with what undoes them.
 
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
     io::Read,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{io::AsyncReadExt, net::UnixStream, sync::oneshot, time::timeout};
@@ -15,9 +16,12 @@ use vmm::{
     control::ExitReason,
 };
 
-use super::spec::{
-    ContainerSpec, ExecSpec, MAX_SPEC_BYTES, MEMORY_FILE, STATE_FILE, SandboxSpec, TemplateUse,
-    check_terminal,
+use super::{
+    snapshot::{self, CapturedContainer, SCRATCH_FILE, Shape, SnapshotRecord},
+    spec::{
+        ContainerSpec, ExecSpec, MAX_SPEC_BYTES, MEMORY_FILE, STATE_FILE, SandboxSpec, StartKind,
+        check_terminal,
+    },
 };
 use crate::{
     console,
@@ -75,8 +79,14 @@ pub struct RunningVm {
     pub images: Arc<ImageDisk>,
     /// Microseconds from guest kernel start to init ready.
     pub guest_ready_us: u64,
-    /// How the guest came about.
-    pub origin: Origin,
+    /// How the guest came about, in a word: `boot`, `template` or `snapshot`.
+    pub start_kind: &'static str,
+    /// For a snapshot of it.
+    pub shape: Shape,
+    /// Length of its scratch slice.
+    pub scratch_bytes: u64,
+    /// Containers it has from its begin, frozen.
+    pub captured: HashMap<String, CapturedContainer>,
     /// Why the template that was given was not used.
     pub template_refused: Option<String>,
 }
@@ -121,13 +131,13 @@ pub async fn start(
     mut cancel: oneshot::Receiver<()>,
 ) -> std::result::Result<RunningVm, StartError> {
     let mut template_refused = None;
-    if let TemplateUse::From { directory, .. } = &spec.template {
+    if let StartKind::Template { directory, .. } = &spec.start {
         // A template that does not go on soon will not; there must be time left to boot.
         let host = HostConfig {
             start_timeout: host.start_timeout / TEMPLATE_TIME_SHARE,
             ..host.clone()
         };
-        let attempt = Attempt::new(&spec, &bundle, &host, Origin::Snapshot, &mut cancel);
+        let attempt = Attempt::new(&spec, &bundle, &host, Begin::Template(directory), &mut cancel);
         match attempt.run().await {
             Ok(vm) => return Ok(vm),
             Err(failed) if failed.cancelled => return Err(failed),
@@ -141,11 +151,35 @@ pub async fn start(
             }
         }
     }
-    let mut vm = Attempt::new(&spec, &bundle, &host, Origin::Boot, &mut cancel)
+    if let StartKind::Snapshot { directory } = &spec.start {
+        // What ran in it cannot be booted: there is no other way than this one.
+        let record = read_record(directory, &spec).await?;
+        let begin = Begin::Snapshot(directory, record);
+        return Attempt::new(&spec, &bundle, &host, begin, &mut cancel)
+            .run()
+            .await;
+    }
+    let mut vm = Attempt::new(&spec, &bundle, &host, Begin::Boot, &mut cancel)
         .run()
         .await?;
     vm.template_refused = template_refused;
     Ok(vm)
+}
+
+async fn read_record(directory: &Path, spec: &SandboxSpec) -> Result<SnapshotRecord> {
+    let directory = directory.to_owned();
+    let record = blocking("read a snapshot", move || SnapshotRecord::read(&directory)).await?;
+    record.check(spec)?;
+    Ok(record)
+}
+
+async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, what, error)))
 }
 
 /// Boots a guest up to its readiness and captures it into the directory; its VM has ended then.
@@ -159,20 +193,15 @@ pub async fn capture(
     host: HostConfig,
     mut cancel: oneshot::Receiver<()>,
 ) -> std::result::Result<(), StartError> {
-    let create = |name| {
-        let path = directory.join(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .read(true)
-            .create_new(true)
-            .open(&path);
-        file.map(OwnedFd::from)
-            .map_err(|error| Error::io(format!("create {}", path.display()), error))
-    };
-    let (state, memory) = (create(STATE_FILE)?, create(MEMORY_FILE)?);
-    let attempt = Attempt::new(&spec, &bundle, &host, Origin::Boot, &mut cancel);
+    let (state, memory) = vm_files(&directory)?;
+    let attempt = Attempt::new(&spec, &bundle, &host, Begin::Boot, &mut cancel);
     let mut vmm = attempt
-        .ready_then(async |vmm, _| vmm.client().capture(state, memory).await)
+        .ready_then(async |vmm, _| {
+            let vmm = vmm.client();
+            vmm.pause().await?;
+            vmm.begin_snapshot(state, memory).await?;
+            vmm.finish_snapshot().await
+        })
         .await?
         .0;
     vmm.kill();
@@ -181,12 +210,93 @@ pub async fn capture(
     Ok(())
 }
 
+fn vm_files(directory: &Path) -> Result<(OwnedFd, OwnedFd)> {
+    let create = |name| {
+        let path = directory.join(name);
+        snapshot::create(&path)
+            .map(OwnedFd::from)
+            .map_err(|error| Error::io(format!("create {}", path.display()), error))
+    };
+    Ok((create(STATE_FILE)?, create(MEMORY_FILE)?))
+}
+
+/// Takes a snapshot of a sandbox whose containers run, into an empty directory. They stand still meanwhile: how long. Their
+/// memory is written afterwards, while they run.
+///
+/// # Errors
+/// What failed; they run all the same, and the directory holds no snapshot.
+pub async fn checkpoint(
+    directory: PathBuf,
+    record: SnapshotRecord,
+    scratch_path: PathBuf,
+    guest: &Guest,
+    vmm: &VmmClient,
+) -> Result<Duration> {
+    let files = vm_files(&directory)?;
+    let begun = Instant::now();
+    let taken = match guest.freeze().await {
+        Ok(()) => take(&directory, files, scratch_path, vmm).await,
+        Err(error) => Err(error),
+    };
+    let thawed = guest.thaw().await;
+    let pause = begun.elapsed();
+    taken?;
+    thawed?;
+    vmm.finish_snapshot().await?;
+    blocking("write a snapshot's record", move || record.write(&directory)).await?;
+    Ok(pause)
+}
+
+/// The part of [`checkpoint`] during which the whole VM stands still.
+async fn take(
+    directory: &Path,
+    (state, memory): (OwnedFd, OwnedFd),
+    scratch_path: PathBuf,
+    vmm: &VmmClient,
+) -> Result<()> {
+    vmm.pause().await?;
+    let copy = directory.join(SCRATCH_FILE);
+    let copied = blocking("copy the scratch disk", move || {
+        sparse_file::copy(&scratch_path, &copy)
+            .map_err(|error| Error::io(format!("copy {}", scratch_path.display()), error))
+    });
+    let (copied, begun) = tokio::join!(copied, vmm.begin_snapshot(state, memory));
+    let resumed = vmm.resume().await;
+    begun?;
+    copied?;
+    resumed
+}
+
+/// What one try at a guest begins with.
+enum Begin<'a> {
+    Boot,
+    Template(&'a Path),
+    Snapshot(&'a Path, SnapshotRecord),
+}
+
+impl Begin<'_> {
+    fn origin(&self) -> Origin {
+        match self {
+            Self::Boot => Origin::Boot,
+            Self::Template(_) | Self::Snapshot(..) => Origin::Snapshot,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Boot => "boot",
+            Self::Template(_) => "template",
+            Self::Snapshot(..) => "snapshot",
+        }
+    }
+}
+
 /// One try at a guest.
 struct Attempt<'a> {
     spec: &'a SandboxSpec,
     bundle: &'a Bundle,
     host: &'a HostConfig,
-    origin: Origin,
+    begin: Begin<'a>,
     cancel: &'a mut oneshot::Receiver<()>,
 }
 
@@ -195,38 +305,53 @@ impl<'a> Attempt<'a> {
         spec: &'a SandboxSpec,
         bundle: &'a Bundle,
         host: &'a HostConfig,
-        origin: Origin,
+        begin: Begin<'a>,
         cancel: &'a mut oneshot::Receiver<()>,
     ) -> Self {
         Self {
             spec,
             bundle,
             host,
-            origin,
+            begin,
             cancel,
         }
     }
 
-    /// Up to a configured guest.
+    /// Up to a guest with an identity.
     async fn run(self) -> std::result::Result<RunningVm, StartError> {
-        let (identity, origin) = (self.spec.identity.clone(), self.origin);
+        let identity = self.spec.identity.clone();
         let n_vcpus = self.spec.n_vcpus;
-        let configure = async |vmm: &mut Vmm, scratch: Slice| {
-            let guest = Guest::new(vmm.client().connect(protocol::GUEST_API_PORT).await?);
-            let origin = match origin {
-                Origin::Boot => guest::Origin::Booted,
-                Origin::Snapshot => guest::Origin::Template { n_vcpus },
-            };
-            let configured = guest.configure(identity, &scratch, origin).await?;
-            Ok((guest, configured.ready_us))
+        let start_kind = self.begin.name();
+        let captured = match &self.begin {
+            Begin::Snapshot(_, record) => record.containers.clone(),
+            _ => HashMap::new(),
         };
-        let (vmm, (guest, guest_ready_us)) = self.ready_then(configure).await?;
+        let introduce = async |vmm: &mut Vmm, made: Made| {
+            let guest = Guest::new(vmm.client().connect(protocol::GUEST_API_PORT).await?);
+            let configured = match start_kind {
+                "snapshot" => guest.adopt_identity(identity).await?,
+                "template" => {
+                    let origin = guest::Origin::Template { n_vcpus };
+                    guest.configure(identity, &made.scratch, origin).await?
+                }
+                _ => {
+                    guest
+                        .configure(identity, &made.scratch, guest::Origin::Booted)
+                        .await?
+                }
+            };
+            Ok((guest, configured.ready_us, made))
+        };
+        let (vmm, (guest, guest_ready_us, made)) = self.ready_then(introduce).await?;
         Ok(RunningVm {
             vmm,
             guest,
-            images: ImageDisk::new(),
+            images: made.images,
             guest_ready_us,
-            origin,
+            start_kind,
+            shape: made.shape,
+            scratch_bytes: made.scratch.length_bytes,
+            captured,
             template_refused: None,
         })
     }
@@ -234,24 +359,24 @@ impl<'a> Attempt<'a> {
     /// Starts the VMM, waits for a guest that is ready, and does `then` with it.
     async fn ready_then<T>(
         self,
-        then: impl AsyncFnOnce(&mut Vmm, Slice) -> Result<T>,
+        then: impl AsyncFnOnce(&mut Vmm, Made) -> Result<T>,
     ) -> std::result::Result<(Vmm, T), StartError> {
         let Self {
             spec,
             bundle,
             host,
-            origin,
+            begin,
             cancel,
         } = self;
-        let (config, fds) = prepare(spec, bundle, host, origin)?;
+        let (config, fds, made) = prepare(spec, bundle, host, &begin)?;
         let launched = (host.launcher)(&VmmSpec {
             vmm_path: spec.vmm_path.clone(),
             log_path: bundle.path(LOG_FILE),
         })?;
         let mut vmm = Vmm::supervise(launched)?;
         let work = async {
-            let scratch = begin(&mut vmm, spec, bundle, config, fds).await?;
-            then(&mut vmm, scratch).await
+            run_up(&mut vmm, spec, bundle, config, fds).await?;
+            then(&mut vmm, made).await
         };
         let mut cancelled = false;
         let outcome = tokio::select! {
@@ -289,13 +414,20 @@ impl<'a> Attempt<'a> {
     }
 }
 
+/// What a VM is given, as far as it is looked at later.
+struct Made {
+    shape: Shape,
+    scratch: Slice,
+    images: Arc<ImageDisk>,
+}
+
 /// Opens everything the VMM gets. The order of descriptors is `vmm::config::FdRole`'s.
 fn prepare(
     spec: &SandboxSpec,
     bundle: &Bundle,
     host: &HostConfig,
-    origin: Origin,
-) -> Result<(VmConfig, Vec<OwnedFd>)> {
+    begin: &Begin<'_>,
+) -> Result<(VmConfig, Vec<OwnedFd>, Made)> {
     let console_path = bundle.path(CONSOLE_FILE);
     let console = OpenOptions::new()
         .create(true)
@@ -303,12 +435,12 @@ fn prepare(
         .open(&console_path)
         .map_err(|error| Error::io(format!("open {}", console_path.display()), error))?;
     let mut fds: Vec<OwnedFd> = vec![open(&host.kvm_path, true)?.into()];
-    match (&spec.template, origin) {
-        (TemplateUse::From { directory, .. }, Origin::Snapshot) => {
+    match begin {
+        Begin::Template(directory) | Begin::Snapshot(directory, _) => {
             fds.push(open(&directory.join(STATE_FILE), false)?.into());
             fds.push(open(&directory.join(MEMORY_FILE), false)?.into());
         }
-        _ => {
+        Begin::Boot => {
             fds.push(open(&spec.kernel_path, false)?.into());
             fds.push(open(&spec.initrd_path, false)?.into());
         }
@@ -332,17 +464,34 @@ fn prepare(
         }
         _ => None,
     };
+    let mut images = ImageDisk::new();
+    let mut read_only_extents = Vec::new();
+    if let Begin::Snapshot(_, record) = begin {
+        let restored = ImageDisk::restore(&record.images)?;
+        (images, read_only_extents) = (restored.disk, restored.extents);
+        fds.extend(restored.fds);
+    }
     let scratch = open(&spec.scratch_path, true)?;
     let place = scratch_slice(&spec.scratch_path, &scratch)?;
     fds.push(scratch.into());
-    // A guest that boots for itself has all its vCPUs; one that becomes a template has one, which every group needs.
-    let (n_vcpus, n_possible_vcpus) = match (&spec.template, origin) {
-        (TemplateUse::Capture { .. }, _) => (1, spec.template.n_possible_vcpus(spec.n_vcpus)),
-        (_, Origin::Snapshot) => (spec.n_vcpus, spec.template.n_possible_vcpus(spec.n_vcpus)),
-        (_, Origin::Boot) => (spec.n_vcpus, spec.n_vcpus),
+    let (n_vcpus, n_possible_vcpus) = match (begin, &spec.start) {
+        (Begin::Snapshot(_, record), _) => {
+            if place.length_bytes != record.scratch_bytes {
+                let text = format!(
+                    "the snapshot has a scratch disk of {} bytes, {} are given",
+                    record.scratch_bytes, place.length_bytes
+                );
+                return Err(Error::new(ErrorKind::FailedPrecondition, text));
+            }
+            (record.shape.n_vcpus, record.shape.n_possible_vcpus)
+        }
+        (Begin::Template(_), start) => (spec.n_vcpus, start.n_possible_vcpus(spec.n_vcpus)),
+        // A guest that becomes a template has one vCPU, which every group needs; one that boots for itself has all.
+        (Begin::Boot, start @ StartKind::Capture { .. }) => (1, start.n_possible_vcpus(spec.n_vcpus)),
+        (Begin::Boot, _) => (spec.n_vcpus, spec.n_vcpus),
     };
     let config = VmConfig {
-        origin,
+        origin: begin.origin(),
         n_vcpus,
         n_possible_vcpus,
         memory_mib: u64::from(spec.memory_mib),
@@ -352,7 +501,7 @@ fn prepare(
             .to_owned(),
         cid: GUEST_CID,
         net,
-        read_only_extents: Vec::new(),
+        read_only_extents,
         read_write_extents: vec![Extent {
             disk_offset_bytes: place.offset_bytes,
             file_offset_bytes: 0,
@@ -363,7 +512,17 @@ fn prepare(
     config.validate().map_err(|error| {
         Error::with_source(ErrorKind::InvalidArgument, "check the VM's configuration", error)
     })?;
-    Ok((config, fds))
+    let made = Made {
+        shape: Shape {
+            n_vcpus,
+            n_possible_vcpus,
+            memory_mib: config.memory_mib,
+            has_interface: config.net.is_some(),
+        },
+        scratch: place,
+        images,
+    };
+    Ok((config, fds, made))
 }
 
 fn open(path: &Path, write: bool) -> Result<File> {
@@ -388,14 +547,14 @@ fn scratch_slice(path: &Path, file: &File) -> Result<Slice> {
     })
 }
 
-/// Gets the VM going, up to a guest whose init answers; the scratch slice that it has.
-async fn begin(
+/// Gets the VM going, up to a guest whose init answers.
+async fn run_up(
     vmm: &mut Vmm,
     spec: &SandboxSpec,
     bundle: &Bundle,
     config: VmConfig,
     fds: Vec<OwnedFd>,
-) -> Result<Slice> {
+) -> Result<()> {
     if let Some(pid) = vmm.pid() {
         bundle.write_process(VMM_PID_FILE, ProcessId::of(pid)?)?;
         cgroup::expose(pid);
@@ -403,19 +562,12 @@ async fn begin(
             cgroup::enter(path, pid)?;
         }
     }
-    let extent = config.read_write_extents[0];
-    let scratch = Slice {
-        partition: SCRATCH_PARTITION,
-        offset_bytes: extent.disk_offset_bytes,
-        length_bytes: extent.length_bytes,
-        files: Vec::new(),
-    };
     let boots = config.origin == Origin::Boot;
     vmm.start(config, &fds).await?;
     drop(fds);
     if boots {
         let connection = vmm.guest_connection(protocol::READY_PORT).await?;
-        if matches!(spec.template, TemplateUse::Capture { .. }) {
+        if matches!(spec.start, StartKind::Capture { .. }) {
             // The guest closes it at once. A guest that is captured without connections need not be told, every time it goes
             // on, that they are gone.
             let connection = std::os::unix::net::UnixStream::from(connection);
@@ -427,7 +579,7 @@ async fn begin(
             nothing.map_err(|error| Error::io("wait for the end of the ready connection", error))?;
         }
     }
-    Ok(scratch)
+    Ok(())
 }
 
 /// Maps the image, prepares the container in the guest, connects its streams. When this returns an error, nothing is
@@ -480,6 +632,28 @@ pub async fn create_exec(
         Ok(streams) => Ok(streams),
         Err(error) => Err(undo_create(key, guest, error).await),
     }
+}
+
+/// Connects the streams of a container that was captured with the guest, which has lost its own.
+///
+/// # Errors
+/// What failed; nothing has changed.
+pub async fn adopt_container(
+    spec: &ContainerSpec,
+    captured: &CapturedContainer,
+    vmm: &VmmClient,
+    images: &Arc<ImageDisk>,
+) -> Result<(ImageSlice, Streams)> {
+    if captured.terminal != spec.stdio.terminal {
+        let text = format!(
+            "terminal is {} in the request and {} in the snapshot: give the same",
+            spec.stdio.terminal, captured.terminal
+        );
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
+    let image = images.reuse(captured.partition)?;
+    let streams = Streams::connect(&ProcessKey::init(&spec.id), &spec.stdio, vmm).await?;
+    Ok((image, streams))
 }
 
 async fn undo_create(key: &ProcessKey, guest: &Guest, error: Error) -> Error {

@@ -16,7 +16,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     guest::{ContainerStats, Identity, Interface, SandboxStats},
     resource::network::parse_mac,
-    sandbox::spec::{ContainerSpec, ExecSpec, SandboxSpec, TemplateUse},
+    sandbox::spec::{ContainerSpec, ExecSpec, SandboxSpec, StartKind},
     stdio::{Sink, StdioSpec},
 };
 
@@ -103,23 +103,41 @@ pub fn sandbox_spec(packed: Option<&Any>) -> Result<SandboxSpec> {
         vmm_path: given.vmm_path.into(),
         cgroup_path: (!given.cgroup_path.is_empty()).then(|| given.cgroup_path.into()),
         kernel_args: given.kernel_args,
-        template: template_use(given.template.into_option(), given.capture_directory),
+        start: start_kind(
+            given.template.into_option(),
+            given.capture_directory,
+            given.snapshot_directory,
+        )?,
     })
 }
 
-fn template_use(template: Option<options::Template>, capture_directory: String) -> TemplateUse {
+fn start_kind(
+    template: Option<options::Template>,
+    capture_directory: String,
+    snapshot_directory: String,
+) -> Result<StartKind> {
     let template = template.unwrap_or_default();
     let n_possible_vcpus = template.n_possible_vcpus;
-    match (template.directory, capture_directory) {
-        (_, directory) if !directory.is_empty() => TemplateUse::Capture {
-            directory: directory.into(),
+    let given = |directory: String| (!directory.is_empty()).then(|| PathBuf::from(directory));
+    match (
+        given(template.directory),
+        given(capture_directory),
+        given(snapshot_directory),
+    ) {
+        (None, None, None) => Ok(StartKind::Boot),
+        (Some(directory), None, None) => Ok(StartKind::Template {
+            directory,
             n_possible_vcpus,
-        },
-        (directory, _) if !directory.is_empty() => TemplateUse::From {
-            directory: directory.into(),
+        }),
+        (None, Some(directory), None) => Ok(StartKind::Capture {
+            directory,
             n_possible_vcpus,
-        },
-        _ => TemplateUse::None,
+        }),
+        (None, None, Some(directory)) => Ok(StartKind::Snapshot { directory }),
+        _ => Err(invalid(
+            "options have more than one of template.directory, capture_directory and snapshot_directory: give one"
+                .to_owned(),
+        )),
     }
 }
 
@@ -128,18 +146,18 @@ fn template_use(template: Option<options::Template>, capture_directory: String) 
 /// # Errors
 /// `InvalidArgument`, naming the field.
 pub fn container_spec(request: CreateTaskRequest) -> Result<ContainerSpec> {
-    if !request.checkpoint.is_empty() {
-        return Err(Error::new(
-            ErrorKind::Unimplemented,
-            "checkpoint: containers of this runtime cannot be restored",
-        ));
-    }
     let stdio = StdioSpec::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?;
-    let image_paths = image_paths(&request.rootfs)?;
+    let is_captured = !request.checkpoint.is_empty();
+    let image_paths = if is_captured {
+        Vec::new()
+    } else {
+        image_paths(&request.rootfs)?
+    };
     Ok(ContainerSpec {
         id: request.id,
         bundle: request.bundle.into(),
         image_paths,
+        is_captured,
         stdio,
     })
 }

@@ -21,7 +21,7 @@ const TASK_V2: &str = "containerd.task.v2.Task";
 pub fn services(id: &str, handle: &SandboxHandle) -> HashMap<String, Service> {
     let mut services = HashMap::new();
     for name in [TASK_V2, TASK_V3] {
-        let task = shim_async::create_task(Arc::new(task::TaskService::new(handle.clone())));
+        let task = shim_async::create_task(Arc::new(task::TaskService::new(id.to_owned(), handle.clone())));
         services.extend(task.into_values().map(|service| (name.to_owned(), service)));
     }
     let sandbox = sandbox::SandboxService::new(id.to_owned(), handle.clone());

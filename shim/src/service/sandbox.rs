@@ -60,6 +60,7 @@ fn info(status: &SandboxStatus, console: String) -> HashMap<String, String> {
         ("vmm_pid", status.vmm_pid.map(u64::from)),
         ("guest_ready_us", status.guest_ready_us),
         ("start_us", status.start_us),
+        ("pause_us", status.pause_us),
     ];
     info.extend(
         numbers

@@ -23,12 +23,13 @@ use crate::{
 
 /// See the module.
 pub(super) struct TaskService {
+    sandbox_id: String,
     sandbox: SandboxHandle,
 }
 
 impl TaskService {
-    pub(super) fn new(sandbox: SandboxHandle) -> Self {
-        Self { sandbox }
+    pub(super) fn new(sandbox_id: String, sandbox: SandboxHandle) -> Self {
+        Self { sandbox_id, sandbox }
     }
 }
 
@@ -209,8 +210,21 @@ impl Task for TaskService {
         unimplemented("Resume")
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        unimplemented("Checkpoint")
+    async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        if request.id != self.sandbox_id {
+            return Err(to_ttrpc(Error::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "id is {:?}: give {:?}, for containers are captured all at once, with their sandbox",
+                    request.id, self.sandbox_id
+                ),
+            )));
+        }
+        self.sandbox
+            .checkpoint(request.path.into())
+            .await
+            .map_err(to_ttrpc)?;
+        Ok(Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {

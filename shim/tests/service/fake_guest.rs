@@ -38,6 +38,8 @@ pub(crate) struct FakeGuest {
     pub(crate) oom: watch::Sender<Vec<String>>,
     /// Set by Shutdown: the VM powers off.
     pub(crate) power_off: watch::Sender<bool>,
+    /// Calls that stop and free all containers, in order.
+    pub(crate) freezer: Mutex<Vec<&'static str>>,
     calls: AtomicU64,
     /// Calls of SignalProcess are never answered.
     pub(crate) hang_signals: bool,
@@ -138,6 +140,31 @@ impl guest_ttrpc::Guest for FakeGuest {
             ready_us: 1234,
             ..Default::default()
         })
+    }
+
+    async fn freeze(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::Empty> {
+        self.freezer.lock().unwrap().push("freeze");
+        Ok(api::Empty::new())
+    }
+
+    async fn thaw(&self, _: &TtrpcContext, _: api::Empty) -> ttrpc::Result<api::Empty> {
+        self.freezer.lock().unwrap().push("thaw");
+        Ok(api::Empty::new())
+    }
+
+    async fn adopt_identity(
+        &self,
+        _: &TtrpcContext,
+        request: api::ConfigureSandboxRequest,
+    ) -> ttrpc::Result<api::ConfigureSandboxResponse> {
+        self.freezer.lock().unwrap().push("adopt");
+        *self.configured.lock().unwrap() = Some(request);
+        // What every snapshot of these tests has running.
+        for id in ["c1", "c2"] {
+            let key = (id.to_owned(), String::new());
+            self.processes.lock().unwrap().insert(key, Process::default());
+        }
+        Ok(api::ConfigureSandboxResponse::new())
     }
 
     async fn create_container(

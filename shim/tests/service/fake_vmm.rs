@@ -150,6 +150,7 @@ impl FakeVm {
                 }
                 Command::RemoveExtents { id, .. }
                 | Command::Pause { id }
+                | Command::FinishSnapshot { id }
                 | Command::Resume { id }
                 | Command::SetBalloon { id, .. }
                 | Command::ResizeMemory { id, .. } => {

@@ -40,7 +40,7 @@ async fn wait_sandbox(bench: &Bench) -> u32 {
         .exit_status
 }
 
-async fn state(bench: &Bench, id: &str, exec_id: &str) -> (Status, u32) {
+pub(crate) async fn state(bench: &Bench, id: &str, exec_id: &str) -> (Status, u32) {
     let request = StateRequest {
         id: id.into(),
         exec_id: exec_id.into(),
@@ -302,6 +302,8 @@ async fn a_vm_whose_guest_api_goes_is_killed() {
     bench.start_task("c1", "").await.unwrap();
     bench.vm().cut_guest();
     assert_eq!(bench.wait_task("c1", "").await, 137);
+    // Who learns that a process has ended learns why.
+    assert_eq!(bench.status().await.state, "SANDBOX_NOTREADY");
     assert_eq!(wait_sandbox(&bench).await, 137);
     assert_eq!(bench.status().await.info["exit_reason"], "guest_lost");
 }

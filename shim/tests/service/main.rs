@@ -11,4 +11,5 @@ mod fake_guest;
 mod fake_vmm;
 mod lifecycle;
 mod server;
+mod snapshot;
 mod stdio;

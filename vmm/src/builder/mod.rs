@@ -7,7 +7,7 @@ mod restore;
 mod save;
 mod virtio;
 
-pub use save::{SaveError, save};
+pub use save::{SaveError, begin_save};
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};

@@ -34,7 +34,7 @@ pub struct DataRange {
 ///
 /// # Errors
 /// The file cannot be written, or memory not read.
-pub fn write(memory: &GuestMemory, file: &mut File) -> io::Result<Vec<DataRange>> {
+pub fn write(memory: &GuestMemory, mut file: &File) -> io::Result<Vec<DataRange>> {
     let mut ranges = Vec::new();
     let mut region_offset = 0;
     for region in memory.iter() {
@@ -55,7 +55,7 @@ pub fn write(memory: &GuestMemory, file: &mut File) -> io::Result<Vec<DataRange>
             }
             let (offset, length) = (first * PAGE_BYTES, (page - first) * PAGE_BYTES);
             file.seek(SeekFrom::Start(region_offset + offset as u64))?;
-            copy_out(region, offset, length, file)?;
+            copy_out(region, offset, length, &mut file)?;
             push(
                 &mut ranges,
                 DataRange {
@@ -176,8 +176,8 @@ mod tests {
         }
         // Touched, but zero.
         memory.write_obj(0_u64, GuestAddress(0x10_0000)).unwrap();
-        let mut file = tempfile::tempfile().unwrap();
-        let data = write(&memory, &mut file).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let data = write(&memory, &file).unwrap();
         (memory, file, data)
     }
 

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod file;
+pub mod fork;
 pub mod inherited;
 pub mod iovec;
 pub mod tap;

@@ -192,7 +192,8 @@ impl Running {
         };
         let (state, memory) = (create(files[0])?, create(files[1])?);
         self.request(|id| Command::Pause { id }, &[])?;
-        self.request(|id| Command::Snapshot { id }, &[state.as_fd(), memory.as_fd()])
+        self.request(|id| Command::Snapshot { id }, &[state.as_fd(), memory.as_fd()])?;
+        self.request(|id| Command::FinishSnapshot { id }, &[])
     }
 
     /// Gives a command and waits until it was carried out.
