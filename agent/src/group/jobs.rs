@@ -190,7 +190,13 @@ impl Run {
             }
         }
         if let Err(error) = self.connection.delete(&id, "").await {
-            tracing::warn!(group_id = %self.group_id, error = %error.chain(), "an ended container was not removed");
+            // A sandbox that is stopping takes what is in it along.
+            match self.connection.sandbox_status().await {
+                Ok((state, _)) if state == SANDBOX_READY => {
+                    tracing::warn!(group_id = %self.group_id, error = %error.chain(), "an ended container was not removed");
+                }
+                _ => tracing::debug!(error = %error.chain(), "an ended container goes with its sandbox"),
+            }
         }
         Ok(Ended {
             status: exit.status,

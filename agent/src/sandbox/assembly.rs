@@ -59,11 +59,7 @@ pub async fn put_together(
         options.template = Some(template.clone()).into();
     }
     let template = template.map(|(class, _)| class);
-    let started = connection.start_sandbox(bundle.dir(), &options).await;
-    if let (Err(error), Some(class)) = (&started, template) {
-        parts.templates.refused(class, &error.chain());
-    }
-    started?;
+    connection.start_sandbox(bundle.dir(), &options).await?;
     tell_start(Arc::clone(parts), id.clone(), template, connection.clone());
     let cpu_milli = spec.size.cpu_milli;
     blocking(parts, id, move |parts, id| parts.cgroups.limit_cpu(id, cpu_milli)).await?;
