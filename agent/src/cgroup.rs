@@ -69,6 +69,15 @@ impl Cgroups {
         Ok(Some(dir))
     }
 
+    /// Changes a group's memory limit.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn limit_memory(&self, id: &GroupId, memory_bytes: u64) -> Result<()> {
+        self.dir(id)
+            .map_or(Ok(()), |dir| write(&dir, "memory.max", &memory_bytes.to_string()))
+    }
+
     /// Limits a group's CPU time.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use crate::{
         spec::{GroupSpec, ImagePullPolicy, RegistryCredential},
         status::{Group, GroupId},
     },
+    snapshots::SnapshotId,
 };
 
 /// The engine behind all doors.
@@ -33,6 +34,16 @@ pub trait Engine: Send + Sync + 'static {
     /// Asks for the end of a group: SIGTERM, grace, SIGKILL, removal. Returns once the wish is durable; `wait` returns
     /// only when everything of the group is gone. `grace_seconds` overrides the spec's.
     async fn delete(&self, id: &GroupId, grace_seconds: Option<u64>, wait: bool) -> Result<()>;
+    /// Takes a snapshot of a running group, which goes on.
+    async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo>;
+    /// All snapshots, oldest first.
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>>;
+    /// Removes a snapshot; `FailedPrecondition` while a group is being made from it.
+    async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()>;
+    /// Makes groups that go on from a snapshot, each with an identity of its own; all or none. They start in the background.
+    async fn restore(&self, id: &SnapshotId, request: CloneRequest) -> Result<Vec<GroupId>>;
+    /// Makes groups that go on from where a running group is now, which goes on too.
+    async fn fork(&self, id: &GroupId, request: CloneRequest) -> Result<Forked>;
     /// Runs a command in a running container.
     async fn exec(&self, id: &GroupId, request: ExecRequest) -> Result<ExecSession>;
     /// The container's log as the kubelet would stream it.
@@ -56,6 +67,54 @@ pub trait Engine: Send + Sync + 'static {
     async fn list_images(&self) -> Result<Vec<ImageInfo>>;
     /// Removes an image; `FailedPrecondition` while a group uses it.
     async fn remove_image(&self, reference: &str) -> Result<()>;
+}
+
+/// A snapshot, without what its groups hold secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The group it was taken of.
+    pub group_id: GroupId,
+    /// That group's name.
+    pub name: String,
+    /// Its namespace, the owner.
+    pub namespace: String,
+    /// Unix milliseconds.
+    pub created_at_ms: u64,
+    /// How long the group's containers stood still, microseconds.
+    pub pause_us: u64,
+    /// Disk space, bytes.
+    pub size_bytes: u64,
+}
+
+/// Groups to be made from a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneRequest {
+    /// Name of the one group, or what the names of several begin with: `NAME-1`...; the parent's name and `-clone` when not
+    /// given.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The namespace they are expected in, which must be the parent's.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// How many, 1 to 1000.
+    #[serde(default = "one")]
+    pub count: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// What a fork made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forked {
+    /// The new groups.
+    pub groups: Vec<GroupId>,
+    /// How long the parent's containers stood still, microseconds.
+    pub pause_us: u64,
 }
 
 /// A command to run in a container.

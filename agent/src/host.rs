@@ -1,6 +1,7 @@
 //! The engine behind the doors: owns the host's parts and one driver for each group.
 
 mod images;
+mod snapshots;
 mod stats;
 
 use std::{
@@ -25,7 +26,10 @@ use crate::{
     capacity::{self, HostCapacity},
     cgroup::Cgroups,
     config::Config,
-    engine::{Engine, ExecRequest, ExecSession, GroupStats, HostStats, ImageInfo, LogOptions, PullStatus},
+    engine::{
+        CloneRequest, Engine, ExecRequest, ExecSession, Forked, GroupStats, HostStats, ImageInfo, LogOptions,
+        PullStatus, SnapshotInfo,
+    },
     error::{Error, ErrorKind, Result},
     group::{
         driver::{Driver, GroupHandle, Published},
@@ -40,6 +44,7 @@ use crate::{
     random,
     sandbox::{client::Deadlines, exec, shim::ShimProgram, templates::Templates},
     scratch::ScratchDisks,
+    snapshots::{Snapshot, SnapshotId, Snapshots},
     store::{ContainerRecord, Record, Store},
 };
 
@@ -88,9 +93,18 @@ impl Host {
             },
         };
         let templates = Templates::open(&config, shim.clone(), scratch.clone())?;
+        let snapshots = {
+            let (directory, kernel) = (config.state_dir.join("snapshots"), config.files.kernel.clone());
+            let in_use: Vec<_> = records
+                .iter()
+                .filter_map(|record| record.restores.clone())
+                .collect();
+            Snapshots::open(directory, kernel, |id| !in_use.contains(id))?
+        };
         let parts = Arc::new(HostParts {
             config,
             templates,
+            snapshots,
             store,
             network,
             images,
@@ -203,6 +217,76 @@ impl Host {
         self.lock_groups().values().map(GroupHandle::now).collect()
     }
 
+    /// Takes a group on; with a snapshot it goes on from that.
+    async fn accept(
+        &self,
+        spec: GroupSpec,
+        client_token: Option<String>,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<GroupId> {
+        let _one = self.accepting.lock().await;
+        let now = now_ms();
+        if let Some(token) = &client_token {
+            let (store, token) = (self.parts.store.clone(), token.clone());
+            let known = tokio::task::spawn_blocking(move || store.token(&token, now)).await;
+            if let Some(id) =
+                known.map_err(|error| Error::with_source(ErrorKind::Internal, "read a token", error))??
+            {
+                return Ok(id);
+            }
+        }
+        self.admit(&spec)?;
+        let ip = self.parts.network.reserve()?;
+        let mut status = GroupStatus {
+            ip: ip.map(|ip| ip.to_string()),
+            ..GroupStatus::new(&spec, now)
+        };
+        let mut containers = vec![ContainerRecord::default(); spec.containers.len()];
+        if let Some(snapshot) = snapshot {
+            containers = snapshots::records(snapshot);
+            for ((status, captured), record) in status
+                .containers
+                .iter_mut()
+                .zip(&snapshot.containers)
+                .zip(&containers)
+            {
+                if record.done {
+                    status.clone_from(captured);
+                }
+            }
+        }
+        let record = Record {
+            ip,
+            deleting: None,
+            sandbox_running: false,
+            restores: snapshot.map(|snapshot| snapshot.id.clone()),
+            containers,
+            group: Group {
+                id: random::group_id()?,
+                status,
+                spec,
+            },
+        };
+        let written = {
+            let (store, record) = (self.parts.store.clone(), record.clone());
+            tokio::task::spawn_blocking(move || store.put_with_token(&record, client_token.as_deref(), now))
+                .await
+        };
+        let written = written
+            .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, "write a group", error)));
+        if let Err(error) = written {
+            if let Some(ip) = ip {
+                self.parts.network.release(ip);
+            }
+            return Err(error);
+        }
+        let id = record.group.id.clone();
+        tracing::info!(group_id = %id, name = record.group.spec.name, "group accepted");
+        let (driver, handle) = Driver::new(Arc::clone(&self.parts), record);
+        self.drive(driver, handle);
+        Ok(id)
+    }
+
     /// Refuses what this host can't take.
     fn admit(&self, spec: &GroupSpec) -> Result<()> {
         let groups = self.all();
@@ -291,51 +375,27 @@ fn container_index(group: &Group, name: Option<&str>) -> Result<usize> {
 #[async_trait]
 impl Engine for Host {
     async fn create(&self, spec: GroupSpec, client_token: Option<String>) -> Result<GroupId> {
-        let _one = self.accepting.lock().await;
-        let now = now_ms();
-        if let Some(token) = &client_token {
-            let (store, token) = (self.parts.store.clone(), token.clone());
-            let known = tokio::task::spawn_blocking(move || store.token(&token, now)).await;
-            if let Some(id) =
-                known.map_err(|error| Error::with_source(ErrorKind::Internal, "read a token", error))??
-            {
-                return Ok(id);
-            }
-        }
-        self.admit(&spec)?;
-        let ip = self.parts.network.reserve()?;
-        let record = Record {
-            ip,
-            deleting: None,
-            sandbox_running: false,
-            containers: vec![ContainerRecord::default(); spec.containers.len()],
-            group: Group {
-                id: random::group_id()?,
-                status: GroupStatus {
-                    ip: ip.map(|ip| ip.to_string()),
-                    ..GroupStatus::new(&spec, now)
-                },
-                spec,
-            },
-        };
-        let written = {
-            let (store, record) = (self.parts.store.clone(), record.clone());
-            tokio::task::spawn_blocking(move || store.put_with_token(&record, client_token.as_deref(), now))
-                .await
-        };
-        let written = written
-            .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, "write a group", error)));
-        if let Err(error) = written {
-            if let Some(ip) = ip {
-                self.parts.network.release(ip);
-            }
-            return Err(error);
-        }
-        let id = record.group.id.clone();
-        tracing::info!(group_id = %id, name = record.group.spec.name, "group accepted");
-        let (driver, handle) = Driver::new(Arc::clone(&self.parts), record);
-        self.drive(driver, handle);
-        Ok(id)
+        self.accept(spec, client_token, None).await
+    }
+
+    async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo> {
+        Ok(self.take_snapshot(id, false).await?.info())
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
+        self.list_snapshots().await
+    }
+
+    async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
+        self.remove_snapshot_files(id).await
+    }
+
+    async fn restore(&self, id: &SnapshotId, request: CloneRequest) -> Result<Vec<GroupId>> {
+        self.restore_snapshot(id, &request).await
+    }
+
+    async fn fork(&self, id: &GroupId, request: CloneRequest) -> Result<Forked> {
+        self.fork_group(id, &request).await
     }
 
     async fn list(&self) -> Vec<Group> {

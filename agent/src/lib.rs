@@ -21,6 +21,7 @@ pub mod parts;
 pub mod random;
 pub mod sandbox;
 pub mod scratch;
+pub mod snapshots;
 pub mod store;
 mod sys;
 pub mod tuning;

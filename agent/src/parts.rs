@@ -13,6 +13,7 @@ use crate::{
     network::Network,
     sandbox::{bundle::Bundle, shim::ShimProgram, templates::Templates},
     scratch::ScratchDisks,
+    snapshots::Snapshots,
     store::Store,
 };
 
@@ -30,6 +31,8 @@ pub struct HostParts {
     pub shim: ShimProgram,
     /// Guests to go on from instead of booting.
     pub templates: Templates,
+    /// Groups as they were.
+    pub snapshots: Snapshots,
     /// Scratch disks.
     pub scratch: ScratchDisks,
     /// cgroups.

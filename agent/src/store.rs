@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, ErrorKind, Result},
     group::status::{Group, GroupId},
+    snapshots::SnapshotId,
 };
 
 /// Version of the records; a store of another version is refused.
@@ -31,6 +32,9 @@ pub struct Record {
     pub deleting: Option<u64>,
     /// Its sandbox was started and not stopped.
     pub sandbox_running: bool,
+    /// It goes on from this snapshot, and does not run yet.
+    #[serde(default)]
+    pub restores: Option<SnapshotId>,
     /// One per container, same order.
     pub containers: Vec<ContainerRecord>,
 }
@@ -46,6 +50,9 @@ pub struct ContainerRecord {
     pub not_before_ms: u64,
     /// It ended for good.
     pub done: bool,
+    /// The next run is not begun but goes on, in a sandbox made from a snapshot.
+    #[serde(default)]
+    pub is_captured: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -225,6 +232,7 @@ mod tests {
             ip: Some(Ipv4Addr::new(10, 89, 0, 2)),
             deleting: None,
             sandbox_running: false,
+            restores: None,
             containers: vec![ContainerRecord::default(); 2],
         }
     }

@@ -11,7 +11,7 @@ use std::{
 
 use agent::{api::Doors, config::Config};
 // The fake is written for the library's own tests; these are the paths it uses.
-use agent::{engine, error, group};
+use agent::{engine, error, group, snapshots};
 use tokio_util::sync::CancellationToken;
 
 #[allow(dead_code, reason = "these tests need a part of it")]

@@ -14,7 +14,7 @@ use std::{
 use agent::{
     api::{Addresses, Doors},
     config::{AccessKey, Config, Secret},
-    engine, error, group,
+    engine, error, group, snapshots,
 };
 use tokio_util::sync::CancellationToken;
 

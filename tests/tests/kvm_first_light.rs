@@ -74,6 +74,11 @@ fn main() -> ExitCode {
             a_killed_vmm_ends_one_group,
             a_killed_shim_ends_one_group,
         },
+        fork::{
+            a_fork_of_five_busy_containers_keeps_all_they_have,
+            a_snapshot_outlives_its_group_and_is_refused_when_it_was_touched,
+            no_two_clones_have_a_secret_in_common,
+        },
         doors::{
             the_official_sdk_drives_a_live_group,
         },

@@ -19,8 +19,8 @@ use tokio::{
 
 use crate::{
     engine::{
-        ContainerStats, Engine, ExecControl, ExecRequest, ExecSession, GroupStats, HostStats, ImageInfo,
-        LogOptions, NetworkStats, PullStatus,
+        CloneRequest, ContainerStats, Engine, ExecControl, ExecRequest, ExecSession, Forked, GroupStats,
+        HostStats, ImageInfo, LogOptions, NetworkStats, PullStatus, SnapshotInfo,
     },
     error::{Error, ErrorKind, Result},
     group::{
@@ -29,6 +29,7 @@ use crate::{
         spec::{GroupSpec, ImagePullPolicy, RegistryCredential},
         status::{ContainerState, ContainerStatus, Event, EventKind, Group, GroupId, GroupStatus, Phase},
     },
+    snapshots::SnapshotId,
 };
 
 /// A running group with one container `c`.
@@ -74,6 +75,18 @@ fn running(id: GroupId, spec: GroupSpec, at_ms: u64) -> Group {
         },
         id,
         spec,
+    }
+}
+
+fn snapshot(group: &Group) -> SnapshotInfo {
+    SnapshotInfo {
+        id: SnapshotId::parse("snap-0000000000000000000a").unwrap(),
+        group_id: group.id.clone(),
+        name: group.spec.name.clone(),
+        namespace: group.spec.namespace.clone(),
+        created_at_ms: 1_767_225_600_000,
+        pause_us: 5000,
+        size_bytes: 50 << 20,
     }
 }
 
@@ -222,6 +235,34 @@ impl Engine for FakeEngine {
         self.groups
             .send_modify(|groups| groups.retain(|group| group.id != *id));
         Ok(())
+    }
+
+    async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo> {
+        self.record("snapshot");
+        Ok(snapshot(&self.get(id).await?))
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
+        Ok(self.list().await.iter().map(snapshot).collect())
+    }
+
+    async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
+        self.record(format!("remove {id}"));
+        Ok(())
+    }
+
+    async fn restore(&self, id: &SnapshotId, request: CloneRequest) -> Result<Vec<GroupId>> {
+        self.record(format!("restore {id} {request:?}"));
+        Ok(self.list().await.into_iter().map(|group| group.id).collect())
+    }
+
+    async fn fork(&self, id: &GroupId, request: CloneRequest) -> Result<Forked> {
+        self.record(format!("fork {request:?}"));
+        let group = self.get(id).await?;
+        Ok(Forked {
+            groups: vec![group.id],
+            pause_us: 7000,
+        })
     }
 
     async fn exec(&self, id: &GroupId, request: ExecRequest) -> Result<ExecSession> {

@@ -44,6 +44,13 @@ pub(super) enum Command {
     /// Delete groups and wait until they are gone
     #[command(visible_alias = "delete")]
     Rm(RmArgs),
+    /// Snapshots of running groups
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Make groups that go on from a snapshot, and wait until they run
+    Restore(RestoreArgs),
+    /// Make groups that go on from where a running group is now, which goes on too, and wait until they run
+    Fork(ForkArgs),
     /// Images on this host
     #[command(subcommand)]
     Image(ImageCommand),
@@ -166,6 +173,62 @@ pub(super) struct RmArgs {
     /// Do not wait until the groups are gone
     #[arg(long)]
     pub(super) no_wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SnapshotCommand {
+    /// Take a snapshot of a running group, which goes on; prints its id
+    Create {
+        /// The group
+        group: String,
+    },
+    /// List snapshots
+    Ls {
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Remove snapshots; groups that were made from them stay
+    Rm {
+        /// Ids of snapshots
+        #[arg(required = true, value_name = "SNAPSHOT")]
+        snapshots: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NewGroups {
+    /// How many groups
+    #[arg(short = 'n', long, default_value_t = 1)]
+    pub(super) count: u32,
+    /// Name of the group, or with several of them what their names begin with
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// The namespace that the groups are expected in; snapshots are restored in their own only
+    #[arg(long)]
+    pub(super) namespace: Option<String>,
+    /// Print the ids once the groups are accepted, without waiting until they run
+    #[arg(long)]
+    pub(super) no_wait: bool,
+    /// Stop waiting after so many seconds; the groups go on starting
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(super) timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RestoreArgs {
+    /// Id of the snapshot
+    pub(super) snapshot: String,
+    #[command(flatten)]
+    pub(super) groups: NewGroups,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ForkArgs {
+    /// The group
+    pub(super) group: String,
+    #[command(flatten)]
+    pub(super) groups: NewGroups,
 }
 
 #[derive(Debug, Subcommand)]

@@ -194,6 +194,11 @@ pub(super) fn group_path(group: &str, rest: &str) -> String {
     format!("/v1/groups/{}{rest}", utf8_percent_encode(group, PART))
 }
 
+/// The path of a request about a snapshot.
+pub(super) fn snapshot_path(snapshot: &str, rest: &str) -> String {
+    format!("/v1/snapshots/{}{rest}", utf8_percent_encode(snapshot, PART))
+}
+
 /// A query string, with its question mark.
 pub(super) fn query<N: AsRef<str>, V: AsRef<str>>(pairs: impl IntoIterator<Item = (N, V)>) -> String {
     let mut query = form_urlencoded::Serializer::new(String::from("?"));

@@ -58,7 +58,11 @@ fn is_eci(manifest: &[u8]) -> bool {
 }
 
 /// Shows what happens until all containers run, or the group ended.
-async fn wait_until_running(client: &Client, created: &Created, quiet: bool) -> anyhow::Result<()> {
+pub(super) async fn wait_until_running(
+    client: &Client,
+    created: &Created,
+    quiet: bool,
+) -> anyhow::Result<()> {
     let path = group_path(created.id.as_str(), "/watch");
     let mut changes = client.lines(Method::GET, &path, Vec::new()).await?;
     let mut shown = 0;

@@ -9,6 +9,7 @@ mod images;
 mod list;
 mod logs;
 mod remove;
+mod snapshots;
 mod table;
 mod terminal;
 #[cfg(test)]
@@ -69,6 +70,9 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Top(args) => top::run(&client, &args).await,
         Command::Events(args) => describe::events(&client, &args).await,
         Command::Rm(args) => remove::run(&client, &args).await,
+        Command::Snapshot(command) => snapshots::run(&client, command).await,
+        Command::Restore(args) => snapshots::restore(&client, args).await,
+        Command::Fork(args) => snapshots::fork(&client, args).await,
         Command::Image(command) => images::run(&client, command).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -20,6 +20,7 @@ use crate::{
     error::Result,
     parts::{HostParts, now_ms},
     sandbox::client::{SandboxConnection, TaskState},
+    snapshots::SnapshotId,
     store::Record,
 };
 
@@ -35,6 +36,8 @@ pub struct Published {
     pub group: Group,
     /// The running sandbox.
     pub connection: Option<SandboxConnection>,
+    /// It goes on from this snapshot and does not run yet.
+    pub restores: Option<SnapshotId>,
 }
 
 /// What a driver is asked.
@@ -110,6 +113,7 @@ impl Driver {
         let first = Arc::new(Published {
             group: record.group.clone(),
             connection: None,
+            restores: record.restores.clone(),
         });
         let (published, receiver) = watch::channel(first);
         let containers = record
@@ -173,6 +177,11 @@ impl Driver {
     }
 
     async fn adopt(&mut self, connection: SandboxConnection) {
+        if self.record.restores.is_some() {
+            // Whether its containers were let go is not known.
+            self.connection = Some(connection);
+            return self.restore_failed("the agent ended while the group was restored");
+        }
         tracing::info!(group_id = %self.id, "sandbox adopted");
         self.connection = Some(connection.clone());
         self.sandbox = SandboxSeen::Running;
@@ -352,14 +361,19 @@ impl Driver {
         );
         match action {
             Action::StartSandbox => {
-                self.starting = Some(self.jobs.spawn(jobs::start_sandbox(parts, id, spec, ip)));
+                let restores = self.record.restores.clone();
+                self.starting = Some(
+                    self.jobs
+                        .spawn(jobs::start_sandbox(parts, id, spec, ip, restores)),
+                );
             }
             Action::StopSandbox => {
                 let connection = self.connection.take();
                 self.jobs.spawn(jobs::stop_sandbox(parts, id, ip, connection));
             }
             Action::Pull(index) => {
-                self.jobs.spawn(jobs::pull(parts, spec, index));
+                let is_captured = self.record.containers[index].is_captured;
+                self.jobs.spawn(jobs::pull(parts, spec, index, is_captured));
             }
             Action::Start(index) => {
                 if let (Some(run), Some(image)) = (self.run_of(index), self.containers[index].image.clone()) {
@@ -389,6 +403,7 @@ impl Driver {
             run: self.record.containers[index].runs.checked_sub(1)?,
             ip: self.record.ip,
             connection: self.connection.clone()?,
+            is_captured: self.record.containers[index].is_captured,
         })
     }
 
@@ -471,6 +486,9 @@ impl Driver {
                 }
             }
             Err(error) => {
+                if self.record.restores.is_some() {
+                    return self.restore_failed(&error.chain());
+                }
                 let words = self.parts.bundle(&self.id).last_words();
                 let mut message = format!("The sandbox did not start: {}", error.chain());
                 if !words.is_empty() {
@@ -506,8 +524,33 @@ impl Driver {
         };
     }
 
+    /// The group cannot go on from its snapshot: what was in its memory is lost, so it does not begin anew either.
+    fn restore_failed(&mut self, why: &str) {
+        tracing::warn!(group_id = %self.id, why, "a group was not restored");
+        self.record.restores = None;
+        self.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
+        self.record.sandbox_running = false;
+        let message = format!("The group does not go on from its snapshot: {why}");
+        self.event(EventKind::Warning, view::RESTORE_FAILED, message.clone(), None);
+        for index in 0..self.containers.len() {
+            if self.containers[index].seen != ContainerSeen::Done {
+                self.record.containers[index].is_captured = false;
+                self.record.containers[index].done = true;
+                self.containers[index].seen = ContainerSeen::Done;
+                let status = &mut self.record.group.status.containers[index];
+                view::terminated(status, 137, None, view::RESTORE_FAILED, message.clone(), now_ms());
+            }
+        }
+        let status = &mut self.record.group.status;
+        view::RESTORE_FAILED.clone_into(&mut status.reason);
+        status.message = message;
+    }
+
     /// The sandbox ended with all that ran in it.
     fn sandbox_died(&mut self, why: &str) {
+        if self.record.restores.is_some() {
+            return self.restore_failed(why);
+        }
         tracing::warn!(group_id = %self.id, why, "sandbox died");
         self.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
         self.record.sandbox_running = false;
@@ -571,24 +614,32 @@ impl Driver {
         let name = self.spec.containers[index].name.clone();
         match result {
             Ok(at_ms) => {
-                self.event(
-                    EventKind::Normal,
-                    "Created",
-                    format!("Created container {name}"),
-                    Some(index),
-                );
-                self.event(
-                    EventKind::Normal,
-                    "Started",
-                    format!("Started container {name}"),
-                    Some(index),
-                );
+                if std::mem::take(&mut self.record.containers[index].is_captured) {
+                    let message = format!("Container {name} goes on from a snapshot");
+                    self.event(EventKind::Normal, "Restored", message, Some(index));
+                    if !self
+                        .record
+                        .containers
+                        .iter()
+                        .any(|container| container.is_captured)
+                    {
+                        self.record.restores = None;
+                    }
+                } else {
+                    let message = format!("Created container {name}");
+                    self.event(EventKind::Normal, "Created", message, Some(index));
+                    let message = format!("Started container {name}");
+                    self.event(EventKind::Normal, "Started", message, Some(index));
+                }
                 let status = &mut self.record.group.status;
                 view::running(&mut status.containers[index], at_ms);
                 self.containers[index].seen = ContainerSeen::Running;
                 if let Some(run) = self.run_of(index) {
                     self.jobs.spawn(run.watch());
                 }
+            }
+            Err(error) if self.record.containers[index].is_captured => {
+                self.restore_failed(&error.chain());
             }
             Err(error) => {
                 let message = error.chain();
@@ -621,15 +672,7 @@ impl Driver {
     ) {
         let status = &mut self.record.group.status.containers[index];
         let started_at_ms = view::started_at(status).unwrap_or(at_ms);
-        status.ready = false;
-        status.state = ContainerState::Terminated {
-            exit_code,
-            signal,
-            reason: reason.to_owned(),
-            message,
-            started_at_ms,
-            finished_at_ms: at_ms,
-        };
+        view::terminated(status, exit_code, signal, reason, message, at_ms);
         let kept = &mut self.record.containers[index];
         if self.record.deleting.is_some() || !backoff::restarts(self.spec.restart_policy, exit_code) {
             kept.done = true;
@@ -689,10 +732,12 @@ impl Driver {
             .filter(|_| self.sandbox == SandboxSeen::Running);
         self.published.send_if_modified(|published| {
             let changed = published.group != self.record.group
+                || published.restores != self.record.restores
                 || published.connection.is_some() != connection.is_some();
             if changed {
                 *published = Arc::new(Published {
                     group: self.record.group.clone(),
+                    restores: self.record.restores.clone(),
                     connection,
                 });
             }

@@ -4,7 +4,11 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{images::LocalImage, spec::GroupSpec, status::GroupId};
+use super::{
+    images::LocalImage,
+    spec::{GroupSpec, ImagePullPolicy},
+    status::GroupId,
+};
 use crate::{
     error::{Error, ErrorKind, Result},
     parts::{HostParts, now_ms},
@@ -13,6 +17,7 @@ use crate::{
         client::{SandboxConnection, Stdio},
         oci::{self, GroupFacts},
     },
+    snapshots::SnapshotId,
 };
 
 const SIGTERM: u32 = 15;
@@ -58,6 +63,8 @@ pub(super) struct Run {
     pub(super) run: u32,
     pub(super) ip: Option<Ipv4Addr>,
     pub(super) connection: SandboxConnection,
+    /// It runs in the sandbox already, which was made from a snapshot.
+    pub(super) is_captured: bool,
 }
 
 /// The id of a container's run in its sandbox.
@@ -94,9 +101,15 @@ impl Run {
         })?;
         let id = self.id();
         let bundle = self.parts.bundle(&self.group_id).container(&id);
-        self.connection
-            .create_task(&id, &bundle, &image.rootfs, &stdio)
-            .await?;
+        if self.is_captured {
+            self.connection
+                .adopt_task(&id, &bundle, &image.rootfs, &stdio)
+                .await?;
+        } else {
+            self.connection
+                .create_task(&id, &bundle, &image.rootfs, &stdio)
+                .await?;
+        }
         if let Err(error) = self.connection.start(&id, "").await {
             if let Err(error) = self.connection.delete(&id, "").await {
                 tracing::debug!(error = %error.chain(), "a container that did not start was not removed");
@@ -295,8 +308,9 @@ pub(super) async fn start_sandbox(
     id: GroupId,
     spec: Arc<GroupSpec>,
     ip: Option<Ipv4Addr>,
+    restores: Option<SnapshotId>,
 ) -> Outcome {
-    Outcome::SandboxStarted(assembly::put_together(&parts, &id, &spec, ip).await)
+    Outcome::SandboxStarted(assembly::put_together(&parts, &id, &spec, ip, restores.as_ref()).await)
 }
 
 /// Stops the sandbox.
@@ -310,16 +324,22 @@ pub(super) async fn stop_sandbox(
 }
 
 /// Pulls a container's image.
-pub(super) async fn pull(parts: Arc<HostParts>, spec: Arc<GroupSpec>, index: usize) -> Outcome {
+pub(super) async fn pull(
+    parts: Arc<HostParts>,
+    spec: Arc<GroupSpec>,
+    index: usize,
+    is_captured: bool,
+) -> Outcome {
     let container = &spec.containers[index];
+    // What runs already has its image.
+    let policy = if is_captured {
+        ImagePullPolicy::IfNotPresent
+    } else {
+        container.image_pull_policy
+    };
     let result = parts
         .images
-        .pull(
-            &container.image,
-            container.image_pull_policy,
-            &spec.registry_credentials,
-            None,
-        )
+        .pull(&container.image, policy, &spec.registry_credentials, None)
         .await;
     Outcome::Pulled(index, result)
 }

@@ -6,6 +6,8 @@ use super::status::{ContainerState, ContainerStatus, GroupStatus, Phase};
 pub(super) const SANDBOX_DIED: &str = "SandboxDied";
 /// The sandbox does not start.
 pub(super) const SANDBOX_FAILED: &str = "SandboxStartFailed";
+/// The group does not go on from its snapshot.
+pub(super) const RESTORE_FAILED: &str = "RestoreFailed";
 /// The container is being made.
 pub(crate) const CREATING: &str = "ContainerCreating";
 /// An image can't be pulled.
@@ -31,6 +33,27 @@ pub(super) fn creating(status: &mut ContainerStatus) {
 pub(super) fn running(status: &mut ContainerStatus, started_at_ms: u64) {
     status.ready = true;
     status.state = ContainerState::Running { started_at_ms };
+}
+
+/// The container has ended.
+pub(super) fn terminated(
+    status: &mut ContainerStatus,
+    exit_code: i32,
+    signal: Option<i32>,
+    reason: &str,
+    message: String,
+    at_ms: u64,
+) {
+    let started_at_ms = started_at(status).unwrap_or(at_ms);
+    status.ready = false;
+    status.state = ContainerState::Terminated {
+        exit_code,
+        signal,
+        reason: reason.to_owned(),
+        message,
+        started_at_ms,
+        finished_at_ms: at_ms,
+    };
 }
 
 /// Since when the container runs.

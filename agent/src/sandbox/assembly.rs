@@ -12,13 +12,14 @@ use crate::{
     group::{spec::GroupSpec, status::GroupId},
     network::Attachment,
     parts::HostParts,
+    snapshots::SnapshotId,
 };
 
 const MIB: u64 = 1 << 20;
 /// For the guest to end by itself once its containers have.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// Makes all that a group's sandbox needs, and starts it.
+/// Makes all that a group's sandbox needs, and starts it, or has it go on from a snapshot.
 ///
 /// # Errors
 /// The first failure; what was made by then is left for [`take_apart`].
@@ -27,6 +28,7 @@ pub async fn put_together(
     id: &GroupId,
     spec: &GroupSpec,
     ip: Option<Ipv4Addr>,
+    restores: Option<&SnapshotId>,
 ) -> Result<SandboxConnection> {
     let bundle = parts.bundle(id);
     bundle.create().map_err(|error| {
@@ -37,7 +39,11 @@ pub async fn put_together(
         )
     })?;
     let memory_bytes = capacity::footprint(spec.size, &parts.config.sandbox).memory_bytes;
-    let scratch = blocking(parts, id, |parts, id| parts.scratch.create(id));
+    let snapshot = restores.cloned();
+    let scratch = blocking(parts, id, move |parts, id| match snapshot {
+        Some(snapshot) => parts.scratch.create_from(id, &parts.snapshots.scratch(&snapshot)),
+        None => parts.scratch.create(id),
+    });
     let cgroup = blocking(parts, id, move |parts, id| parts.cgroups.create(id, memory_bytes));
     let attach = async {
         match ip {
@@ -54,7 +60,13 @@ pub async fn put_together(
         attachment.is_some(),
         &parts.config.template,
     );
-    let template = class.and_then(|class| Some((class, parts.templates.find(class)?)));
+    let template = class
+        .filter(|_| restores.is_none())
+        .and_then(|class| Some((class, parts.templates.find(class)?)));
+    if let Some(snapshot) = restores {
+        let directory = parts.snapshots.directory(snapshot);
+        options.snapshot_directory = directory.to_string_lossy().into_owned();
+    }
     if let Some((_, template)) = &template {
         options.template = Some(template.clone()).into();
     }

@@ -4,8 +4,8 @@ use std::{collections::HashMap, path::Path, time::Duration};
 
 use containerd_shim_protos::{
     api::{
-        CloseIORequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount,
-        ResizePtyRequest, StartRequest, StateRequest, StatsRequest, WaitRequest,
+        CheckpointTaskRequest, CloseIORequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest,
+        KillRequest, Mount, ResizePtyRequest, StartRequest, StateRequest, StatsRequest, WaitRequest,
     },
     cgroups_v2::metrics::Metrics,
     protobuf::{Message, MessageField, well_known_types::any::Any},
@@ -244,11 +244,48 @@ impl SandboxConnection {
         decode(&metrics.data.unwrap_or_default(), "SandboxStatsResponse")
     }
 
+    /// Takes a snapshot of the sandbox, which goes on, into an empty directory.
+    ///
+    /// # Errors
+    /// What the shim answers; the directory holds no snapshot then.
+    pub async fn checkpoint(&self, directory: &Path, deadline: Duration) -> Result<()> {
+        let request = CheckpointTaskRequest {
+            id: self.id.clone(),
+            path: path_text(directory),
+            ..CheckpointTaskRequest::default()
+        };
+        self.task
+            .checkpoint(context::with_duration(deadline), &request)
+            .await
+            .map_err(|error| from_ttrpc("take a snapshot of sandbox", &self.id, error))?;
+        Ok(())
+    }
+
     /// Creates a container: nothing of it runs yet.
     ///
     /// # Errors
     /// What the shim answers.
     pub async fn create_task(&self, id: &str, bundle: &Path, rootfs: &Rootfs, stdio: &Stdio) -> Result<()> {
+        self.create(id, bundle, rootfs, stdio, String::new()).await
+    }
+
+    /// Takes over a container that the snapshot has from which the sandbox was made: it stands still.
+    ///
+    /// # Errors
+    /// What the shim answers; `NotFound` when the snapshot has no such container.
+    pub async fn adopt_task(&self, id: &str, bundle: &Path, rootfs: &Rootfs, stdio: &Stdio) -> Result<()> {
+        let checkpoint = "captured".to_owned();
+        self.create(id, bundle, rootfs, stdio, checkpoint).await
+    }
+
+    async fn create(
+        &self,
+        id: &str,
+        bundle: &Path,
+        rootfs: &Rootfs,
+        stdio: &Stdio,
+        checkpoint: String,
+    ) -> Result<()> {
         let mount = Mount {
             type_: protocol::ROOTFS_MOUNT_TYPE.to_owned(),
             source: rootfs.metadata.clone(),
@@ -263,6 +300,7 @@ impl SandboxConnection {
             stdin: stdio.stdin.clone(),
             stdout: stdio.stdout.clone(),
             stderr: stdio.stderr.clone(),
+            checkpoint,
             ..CreateTaskRequest::default()
         };
         self.task

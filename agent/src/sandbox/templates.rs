@@ -12,25 +12,23 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write as _,
-    fs::{self, File},
-    io,
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt},
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use protocol::sandbox::{Network as NetworkOptions, SandboxOptions, Template};
-use rustix::{
-    fs::{SeekFrom, seek},
-    io::Errno,
-};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
-use super::{bundle::Bundle, shim::ShimProgram};
+use super::{
+    bundle::Bundle,
+    sealed::{self, Digests, hex},
+    shim::ShimProgram,
+};
 use crate::{
     config::{Config, TemplateConfig},
     error::{Error, ErrorKind, Result},
@@ -93,8 +91,8 @@ enum State {
 #[serde(deny_unknown_fields)]
 struct Manifest {
     format: u32,
-    /// SHA-256 of each file, in hex.
-    digests: HashMap<String, String>,
+    /// Of each file.
+    digests: Digests,
 }
 
 /// What templates are made with.
@@ -419,57 +417,12 @@ fn identity(files: &[&Path], kernel_args: &str) -> Result<String> {
     Ok(hex(&digest.finalize()[..8]))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// Of a file's length and of what is not a hole in it: most of a memory image is one, and reading holes takes as long as
-/// reading data.
-fn digest_of(path: &Path) -> io::Result<String> {
-    let file = File::open(path)?;
-    let mut digest = Sha256::new();
-    digest.update(file.metadata()?.len().to_le_bytes());
-    let mut buffer = vec![0; 1 << 20];
-    let mut offset = 0;
-    loop {
-        offset = match seek(&file, SeekFrom::Data(offset)) {
-            Ok(data) => data,
-            // Only a hole is left, or nothing.
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(&file, SeekFrom::Hole(offset))?;
-        digest.update(offset.to_le_bytes());
-        digest.update(end.to_le_bytes());
-        while offset < end {
-            let wanted = usize::try_from(end - offset)
-                .unwrap_or(usize::MAX)
-                .min(buffer.len());
-            let n = file.read_at(&mut buffer[..wanted], offset)?;
-            if n == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            digest.update(&buffer[..n]);
-            offset += n as u64;
-        }
-    }
-    Ok(hex(&digest.finalize()))
-}
-
 /// Writes the digests of a complete template.
 fn seal(directory: &Path) -> Result<()> {
-    let mut digests = HashMap::new();
-    for name in FILES {
-        let path = directory.join(name);
-        let digest = digest_of(&path).map_err(failed(format!("read {}", path.display())))?;
-        digests.insert(name.to_owned(), digest);
-    }
     let manifest = Manifest {
         format: FORMAT,
-        digests,
+        digests: sealed::digests(directory, &FILES)
+            .map_err(failed(format!("read {}", directory.display())))?,
     };
     let text = serde_json::to_vec(&manifest)
         .map_err(|error| Error::with_source(ErrorKind::Internal, "encode a manifest", error))?;
@@ -485,18 +438,19 @@ fn verify(directory: &Path) -> bool {
     let Some(manifest) = manifest.filter(|manifest| manifest.format == FORMAT) else {
         return false;
     };
-    FILES.iter().all(|name| {
-        let found = digest_of(&directory.join(name)).ok();
-        let matches = found.is_some() && found.as_ref() == manifest.digests.get(*name);
-        if !matches {
-            tracing::warn!(directory = %directory.display(), file = name, "a template is not what was sealed");
+    match sealed::check(directory, &FILES, &manifest.digests) {
+        Ok(()) => true,
+        Err(why) => {
+            tracing::warn!(directory = %directory.display(), why, "a template is not what was sealed");
+            false
         }
-        matches
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn sealed() -> tempfile::TempDir {

@@ -3,6 +3,7 @@
 pub(crate) mod death;
 pub(crate) mod doors;
 pub(crate) mod exec;
+pub(crate) mod fork;
 pub(crate) mod life;
 pub(crate) mod recovery;
 pub(crate) mod refusals;

@@ -9,6 +9,9 @@
 //! | `GET /v1/groups/{group}/watch` | the group now and after each change, a JSON line each, until it is gone |
 //! | `GET /v1/groups/{group}/exec` | WebSocket, [`super::exec`] |
 //! | `GET /v1/groups/{group}/logs`, `/stats` | log text as a stream; statistics |
+//! | `POST /v1/groups/{group}/snapshot`, `/fork` | take a snapshot of a running group; make groups that go on from it |
+//! | `GET /v1/snapshots`, `DELETE /v1/snapshots/{id}` | list; remove |
+//! | `POST /v1/snapshots/{id}/restore` | make groups that go on from a snapshot |
 //! | `GET /v1/images`, `DELETE /v1/images?reference=` | list; remove |
 //! | `POST /v1/images/pull` | progress, a JSON line each |
 //!
@@ -17,6 +20,7 @@
 mod groups;
 mod images;
 pub(crate) mod peer;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -32,7 +36,7 @@ use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, State},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use http::{StatusCode, header};
 use tokio::net::UnixListener;
@@ -81,6 +85,11 @@ pub(super) fn router(engine: Arc<dyn Engine>) -> Router {
         .route("/v1/groups/{group}/exec", get(groups::exec))
         .route("/v1/groups/{group}/logs", get(groups::logs))
         .route("/v1/groups/{group}/stats", get(groups::stats))
+        .route("/v1/groups/{group}/snapshot", post(snapshots::take))
+        .route("/v1/groups/{group}/fork", post(snapshots::fork))
+        .route("/v1/snapshots", get(snapshots::list))
+        .route("/v1/snapshots/{snapshot}", delete(snapshots::remove))
+        .route("/v1/snapshots/{snapshot}/restore", post(snapshots::restore))
         .route("/v1/images", get(images::list).delete(images::remove))
         .route("/v1/images/pull", post(images::pull))
         .fallback(|| async {

@@ -125,6 +125,46 @@ async fn groups_are_created_listed_and_deleted() {
 }
 
 #[tokio::test]
+async fn snapshots_are_taken_listed_restored_and_removed() {
+    const SNAPSHOT: &str = "/v1/snapshots/snap-0000000000000000000a";
+    let agent = start().await;
+    let post =
+        async |path: &str, body: &str| call(&agent, Method::POST, path, "application/json", body).await;
+    let (status, body) = post("/v1/groups/web/snapshot", "").await;
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains("\"pause_us\":5000"), "{body}");
+    assert!(!body.contains("registry_credentials"), "{body}");
+    let (_, body) = get(&agent, "/v1/snapshots").await;
+    assert!(body.contains("snap-0000000000000000000a"), "{body}");
+    let (status, body) = post("/v1/groups/web/fork", "{\"count\": 2}").await;
+    assert_eq!(status, 200, "{body}");
+    let clones: wire::Clones = serde_json::from_str(&body).unwrap();
+    assert_eq!(
+        (clones.groups[0].name.as_str(), clones.pause_us),
+        ("web", Some(7000))
+    );
+    let (status, body) = post(&format!("{SNAPSHOT}/restore"), "{\"name\": \"a\"}").await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(call(&agent, Method::DELETE, SNAPSHOT, "", "").await.0, 200);
+    let calls = agent.engine.calls().join("\n");
+    for part in [
+        "snapshot",
+        "fork CloneRequest { name: None, namespace: None, count: 2 }",
+        "restore snap-0000000000000000000a CloneRequest { name: Some(\"a\"), namespace: None, count: 1 }",
+        "remove snap-0000000000000000000a",
+    ] {
+        assert!(calls.contains(part), "{calls}");
+    }
+    for (path, body, status) in [
+        ("/v1/snapshots/x/restore", "{}", 400),
+        (&*format!("{SNAPSHOT}/restore"), "{\"cuont\": 2}", 422),
+        ("/v1/groups/nope/fork", "{}", 404),
+    ] {
+        assert_eq!(post(path, body).await.0, status, "{path} {body}");
+    }
+}
+
+#[tokio::test]
 async fn eci_requests_are_accepted_as_json() {
     let agent = start().await;
     let body = r#"{"ContainerGroupName": "job", "Container": [{"Image": "busybox"}],

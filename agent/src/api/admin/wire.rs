@@ -19,6 +19,15 @@ pub struct Created {
     pub namespace: String,
 }
 
+/// Groups that go on from a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clones {
+    /// The groups, which start now.
+    pub groups: Vec<Created>,
+    /// With a fork: how long the parent's containers stood still, microseconds.
+    pub pause_us: Option<u64>,
+}
+
 /// Reply to every request that fails.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

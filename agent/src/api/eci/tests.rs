@@ -190,6 +190,66 @@ async fn a_group_lives_through_the_api() {
 }
 
 #[tokio::test]
+async fn groups_are_captured_and_cloned() {
+    let host = start().await;
+    let group = ("ContainerGroupId", ID);
+    let snapshot = ("SnapshotId", "snap-0000000000000000000a");
+    let (status, reply) = call(&host, "CreateContainerGroupSnapshot", &[group]).await;
+    assert_eq!((status, &reply["SnapshotId"]), (200, &json!(snapshot.1)));
+    assert_eq!(reply["PauseMicroseconds"], 5000);
+    let (_, reply) = call(&host, "DescribeContainerGroupSnapshots", &[group]).await;
+    assert_eq!(reply["Snapshots"][0]["ContainerGroupName"], "web");
+    let other = ("ContainerGroupId", "eci-0000000000000000000z");
+    let (_, reply) = call(&host, "DescribeContainerGroupSnapshots", &[other]).await;
+    assert_eq!(reply["TotalCount"], 0);
+    let (_, reply) = call(&host, "ForkContainerGroup", &[group, ("Count", "3")]).await;
+    assert_eq!(reply["ContainerGroupIds"], json!([ID]));
+    let name = ("ContainerGroupName", "again");
+    let (_, reply) = call(&host, "RestoreContainerGroup", &[snapshot, name]).await;
+    assert_eq!(reply["ContainerGroupIds"], json!([ID]));
+    assert_eq!(
+        call(&host, "DeleteContainerGroupSnapshot", &[snapshot]).await.0,
+        200
+    );
+    let calls = host.engine.calls().join("\n");
+    for part in [
+        "count: 3",
+        "name: Some(\"again\")",
+        "remove snap-0000000000000000000a",
+    ] {
+        assert!(calls.contains(part), "{calls}");
+    }
+    for (action, parameters, status, code) in [
+        (
+            "ForkContainerGroup",
+            vec![group, ("Count", "0")],
+            400,
+            "InvalidParameter",
+        ),
+        (
+            "ForkContainerGroup",
+            vec![other],
+            404,
+            "InvalidParameter.NotFound",
+        ),
+        ("RestoreContainerGroup", vec![], 400, "MissingParameter"),
+        (
+            "RestoreContainerGroup",
+            vec![("SnapshotId", "x")],
+            404,
+            "InvalidParameter.NotFound",
+        ),
+    ] {
+        let (found, reply) = call(&host, action, &parameters).await;
+        assert_eq!(
+            (found, &reply["Code"]),
+            (status, &json!(code)),
+            "{action} {parameters:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn tokens_with_other_parameters_are_refused() {
     let host = start().await;
     let create = |name| {

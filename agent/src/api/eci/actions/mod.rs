@@ -1,13 +1,19 @@
 //! The actions: one file each, one line each in the table.
 
+mod clones;
 mod create_container_group;
+mod create_container_group_snapshot;
 mod delete_container_group;
+mod delete_container_group_snapshot;
 mod describe_container_group_events;
+mod describe_container_group_snapshots;
 mod describe_container_group_status;
 mod describe_container_groups;
 mod describe_container_log;
 mod describe_regions;
 mod exec_container_command;
+mod fork_container_group;
+mod restore_container_group;
 mod selection;
 
 use futures_util::future::BoxFuture;
@@ -22,11 +28,20 @@ const ACTIONS: &[(&str, Action)] = &[
     ("CreateContainerGroup", |call| {
         Box::pin(create_container_group::perform(call))
     }),
+    ("CreateContainerGroupSnapshot", |call| {
+        Box::pin(create_container_group_snapshot::perform(call))
+    }),
     ("DeleteContainerGroup", |call| {
         Box::pin(delete_container_group::perform(call))
     }),
+    ("DeleteContainerGroupSnapshot", |call| {
+        Box::pin(delete_container_group_snapshot::perform(call))
+    }),
     ("DescribeContainerGroupEvents", |call| {
         Box::pin(describe_container_group_events::perform(call))
+    }),
+    ("DescribeContainerGroupSnapshots", |call| {
+        Box::pin(describe_container_group_snapshots::perform(call))
     }),
     ("DescribeContainerGroupStatus", |call| {
         Box::pin(describe_container_group_status::perform(call))
@@ -42,6 +57,12 @@ const ACTIONS: &[(&str, Action)] = &[
     }),
     ("ExecContainerCommand", |call| {
         Box::pin(exec_container_command::perform(call))
+    }),
+    ("ForkContainerGroup", |call| {
+        Box::pin(fork_container_group::perform(call))
+    }),
+    ("RestoreContainerGroup", |call| {
+        Box::pin(restore_container_group::perform(call))
     }),
 ];
 
