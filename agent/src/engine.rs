@@ -54,6 +54,8 @@ pub trait Engine: Send + Sync + 'static {
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>>;
     /// Statistics of a running group.
     async fn stats(&self, id: &GroupId) -> Result<GroupStats>;
+    /// The agent's own metrics, in the Prometheus text format.
+    fn metrics(&self) -> String;
     /// What the host has and uses.
     async fn host_stats(&self) -> Result<HostStats>;
     /// Pulls an image; the stream ends with the last progress or an error.

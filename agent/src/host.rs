@@ -41,7 +41,7 @@ use crate::{
     logs,
     network::Network,
     parts::{HostParts, now_ms},
-    random,
+    profile, random,
     sandbox::{client::Deadlines, exec, shim::ShimProgram, templates::Templates},
     scratch::ScratchDisks,
     snapshots::{Snapshot, SnapshotId, Snapshots},
@@ -269,8 +269,10 @@ impl Host {
         };
         let written = {
             let (store, record) = (self.parts.store.clone(), record.clone());
-            tokio::task::spawn_blocking(move || store.put_with_token(&record, client_token.as_deref(), now))
-                .await
+            let write = tokio::task::spawn_blocking(move || {
+                store.put_with_token(&record, client_token.as_deref(), now)
+            });
+            profile::phase("accept", write).await
         };
         let written = written
             .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, "write a group", error)));
@@ -509,6 +511,10 @@ impl Engine for Host {
             )
         })?;
         stats::group_stats(&self.parts, &published.group, connection).await
+    }
+
+    fn metrics(&self) -> String {
+        profile::render()
     }
 
     async fn host_stats(&self) -> Result<HostStats> {

@@ -18,6 +18,7 @@ pub mod image;
 pub mod logs;
 pub mod network;
 pub mod parts;
+pub mod profile;
 pub mod random;
 pub mod sandbox;
 pub mod scratch;

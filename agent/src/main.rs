@@ -8,7 +8,7 @@ use agent::{
     config::{Config, LogConfig, LogFormat},
     host::{Host, StoreImages},
     image::ImageStore,
-    tuning,
+    profile, tuning,
 };
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -91,6 +91,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 anyhow::bail!("this host can't run container groups: see the lines marked FAIL");
             }
             start_log(&config.log)?;
+            profile::install().context("collect metrics")?;
             runtime()?.block_on(serve(config))?;
             Ok(ExitCode::SUCCESS)
         }

@@ -27,6 +27,7 @@ pub mod events;
 pub mod fuzz;
 pub mod guest;
 pub mod persist;
+pub mod phases;
 pub mod resource;
 pub mod run;
 pub mod sandbox;

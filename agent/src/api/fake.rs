@@ -321,6 +321,10 @@ impl Engine for FakeEngine {
         })
     }
 
+    fn metrics(&self) -> String {
+        "eci_fake 1\n".to_owned()
+    }
+
     async fn host_stats(&self) -> Result<HostStats> {
         Ok(HostStats {
             at_ms: 1_767_225_700_000,

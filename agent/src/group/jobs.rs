@@ -12,6 +12,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind, Result},
     parts::{HostParts, now_ms},
+    profile::phase,
     sandbox::{
         assembly,
         client::{SandboxConnection, Stdio},
@@ -102,15 +103,13 @@ impl Run {
         let id = self.id();
         let bundle = self.parts.bundle(&self.group_id).container(&id);
         if self.is_captured {
-            self.connection
-                .adopt_task(&id, &bundle, &image.rootfs, &stdio)
-                .await?;
+            let adopt = self.connection.adopt_task(&id, &bundle, &image.rootfs, &stdio);
+            phase("container_adopt", adopt).await?;
         } else {
-            self.connection
-                .create_task(&id, &bundle, &image.rootfs, &stdio)
-                .await?;
+            let create = self.connection.create_task(&id, &bundle, &image.rootfs, &stdio);
+            phase("container_create", create).await?;
         }
-        if let Err(error) = self.connection.start(&id, "").await {
+        if let Err(error) = phase("container_start", self.connection.start(&id, "")).await {
             if let Err(error) = self.connection.delete(&id, "").await {
                 tracing::debug!(error = %error.chain(), "a container that did not start was not removed");
             }
@@ -337,9 +336,8 @@ pub(super) async fn pull(
     } else {
         container.image_pull_policy
     };
-    let result = parts
+    let pull = parts
         .images
-        .pull(&container.image, policy, &spec.registry_credentials, None)
-        .await;
-    Outcome::Pulled(index, result)
+        .pull(&container.image, policy, &spec.registry_credentials, None);
+    Outcome::Pulled(index, phase("image", pull).await)
 }

@@ -13,6 +13,7 @@ use crate::{
         validate::validate,
     },
     parts::now_ms,
+    profile,
     sandbox::client::SandboxConnection,
     snapshots::{Snapshot, SnapshotId, Snapshots, Taken},
     store::ContainerRecord,
@@ -107,10 +108,12 @@ impl Host {
         captured?;
         limited?;
         let (_, info) = connection.sandbox_status().await?;
-        Ok(info
+        let pause_us = info
             .get("pause_us")
             .and_then(|text| text.parse().ok())
-            .unwrap_or_default())
+            .unwrap_or_default();
+        profile::snapshot_pause(Duration::from_micros(pause_us));
+        Ok(pause_us)
     }
 
     pub(super) async fn list_snapshots(&self) -> Result<Vec<SnapshotInfo>> {

@@ -12,6 +12,7 @@ use crate::{
     group::{spec::GroupSpec, status::GroupId},
     network::Attachment,
     parts::HostParts,
+    profile::{self, phase},
     snapshots::SnapshotId,
 };
 
@@ -52,7 +53,15 @@ pub async fn put_together(
         }
     };
     let shim = parts.shim.start(id.as_str(), &bundle);
-    let (scratch, cgroup, attachment, connection) = tokio::try_join!(scratch, cgroup, attach, shim)?;
+    let resources = async {
+        tokio::try_join!(
+            phase("scratch", scratch),
+            phase("cgroup", cgroup),
+            phase("network", attach),
+            phase("shim", shim)
+        )
+    };
+    let (scratch, cgroup, attachment, connection) = phase("resources", resources).await?;
     let mut options = options(parts, spec, &scratch, cgroup.as_deref(), attachment.as_ref());
     let class = Class::of(
         options.n_vcpus,
@@ -71,7 +80,10 @@ pub async fn put_together(
         options.template = Some(template.clone()).into();
     }
     let template = template.map(|(class, _)| class);
-    connection.start_sandbox(bundle.dir(), &options).await?;
+    if let (Some(_), None) = (class, restores) {
+        profile::template(if template.is_some() { "hit" } else { "miss" });
+    }
+    phase("sandbox", connection.start_sandbox(bundle.dir(), &options)).await?;
     tell_start(Arc::clone(parts), id.clone(), template, connection.clone());
     let cpu_milli = spec.size.cpu_milli;
     blocking(parts, id, move |parts, id| parts.cgroups.limit_cpu(id, cpu_milli)).await?;
@@ -86,8 +98,11 @@ fn tell_start(parts: Arc<HostParts>, id: GroupId, template: Option<Class>, conne
         };
         let get = |key: &str| info.get(key).map(String::as_str).unwrap_or_default();
         let (start_kind, start_us) = (get("start_kind"), get("start_us"));
-        tracing::info!(group_id = %id, start_kind, start_us, "sandbox started");
+        let phases_us = get("start_phases_us");
+        tracing::info!(group_id = %id, start_kind, start_us, phases_us, "sandbox started");
+        profile::sandbox_started(&info);
         if let (Some(class), Some(why)) = (template, info.get("template_refused")) {
+            profile::template("refused");
             parts.templates.refused(class, why);
         }
     });

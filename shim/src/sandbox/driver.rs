@@ -74,6 +74,7 @@ pub(super) fn spawn(
         vmm_pid: None,
         guest_ready_us: None,
         start_us: None,
+        start_phases_us: None,
         start_kind: None,
         template_refused: None,
         pause_us: None,
@@ -270,6 +271,7 @@ impl Driver {
             status.vmm_pid = vm.vmm.pid();
             status.guest_ready_us = Some(vm.guest_ready_us);
             status.start_us = Some(start_us);
+            status.start_phases_us = Some(vm.phases.text());
             status.start_kind = Some(vm.start_kind);
             status.template_refused.clone_from(&vm.template_refused);
         });

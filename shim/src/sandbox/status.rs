@@ -21,6 +21,8 @@ pub struct SandboxStatus {
     pub guest_ready_us: Option<u64>,
     /// Microseconds the start took, seen from here.
     pub start_us: Option<u64>,
+    /// The phases of the start, as [`crate::phases::Phases::text`] has them.
+    pub start_phases_us: Option<String>,
     /// How the guest came about: `boot`, `template` or `snapshot`.
     pub start_kind: Option<&'static str>,
     /// Why the template that was given was not used.

@@ -28,6 +28,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     guest::{self, Guest, ProcessKey},
     persist::{Bundle, CONSOLE_FILE, LOG_FILE, ProcessId, VMM_PID_FILE},
+    phases::Phases,
     resource::{
         cgroup, network,
         rootfs::{ImageDisk, ImageFiles, ImageSlice},
@@ -87,6 +88,8 @@ pub struct RunningVm {
     pub scratch_bytes: u64,
     /// Containers it has from its begin, frozen.
     pub captured: HashMap<String, CapturedContainer>,
+    /// What the time of the start went into.
+    pub phases: Phases,
     /// Why the template that was given was not used.
     pub template_refused: Option<String>,
 }
@@ -233,13 +236,18 @@ pub async fn checkpoint(
     vmm: &VmmClient,
 ) -> Result<Duration> {
     let files = vm_files(&directory)?;
-    let begun = Instant::now();
+    let (begun, mut phases) = (Instant::now(), Phases::begin());
     let taken = match guest.freeze().await {
-        Ok(()) => take(&directory, files, scratch_path, vmm).await,
+        Ok(()) => {
+            phases.end("freeze");
+            take(&directory, files, scratch_path, vmm, &mut phases).await
+        }
         Err(error) => Err(error),
     };
     let thawed = guest.thaw().await;
     let pause = begun.elapsed();
+    phases.end("thaw");
+    tracing::info!(phases = phases.text(), "containers stood still");
     taken?;
     thawed?;
     vmm.finish_snapshot().await?;
@@ -253,15 +261,27 @@ async fn take(
     (state, memory): (OwnedFd, OwnedFd),
     scratch_path: PathBuf,
     vmm: &VmmClient,
+    phases: &mut Phases,
 ) -> Result<()> {
     vmm.pause().await?;
+    phases.end("pause");
     let copy = directory.join(SCRATCH_FILE);
-    let copied = blocking("copy the scratch disk", move || {
+    let copied = tokio::spawn(blocking("copy the scratch disk", move || {
         sparse_file::copy(&scratch_path, &copy)
             .map_err(|error| Error::io(format!("copy {}", scratch_path.display()), error))
+    }));
+    let begun = vmm.begin_snapshot(state, memory).await;
+    phases.end("copy_vm");
+    let copied = copied.await.unwrap_or_else(|error| {
+        Err(Error::with_source(
+            ErrorKind::Internal,
+            "copy the scratch disk",
+            error,
+        ))
     });
-    let (copied, begun) = tokio::join!(copied, vmm.begin_snapshot(state, memory));
+    phases.end("copy_scratch");
     let resumed = vmm.resume().await;
+    phases.end("resume");
     begun?;
     copied?;
     resumed
@@ -326,8 +346,9 @@ impl<'a> Attempt<'a> {
             Begin::Snapshot(_, record) => record.containers.clone(),
             _ => HashMap::new(),
         };
-        let introduce = async |vmm: &mut Vmm, made: Made| {
+        let introduce = async |vmm: &mut Vmm, mut made: Made| {
             let guest = Guest::new(vmm.client().connect(protocol::GUEST_API_PORT).await?);
+            made.phases.end("connect");
             let configured = match start_kind {
                 "snapshot" => guest.adopt_identity(identity).await?,
                 "template" => {
@@ -340,6 +361,7 @@ impl<'a> Attempt<'a> {
                         .await?
                 }
             };
+            made.phases.end("identity");
             Ok((guest, configured.ready_us, made))
         };
         let (vmm, (guest, guest_ready_us, made)) = self.ready_then(introduce).await?;
@@ -352,6 +374,7 @@ impl<'a> Attempt<'a> {
             shape: made.shape,
             scratch_bytes: made.scratch.length_bytes,
             captured,
+            phases: made.phases,
             template_refused: None,
         })
     }
@@ -368,14 +391,16 @@ impl<'a> Attempt<'a> {
             begin,
             cancel,
         } = self;
-        let (config, fds, made) = prepare(spec, bundle, host, &begin)?;
+        let (config, fds, mut made) = prepare(spec, bundle, host, &begin)?;
+        made.phases.end("open");
         let launched = (host.launcher)(&VmmSpec {
             vmm_path: spec.vmm_path.clone(),
             log_path: bundle.path(LOG_FILE),
         })?;
         let mut vmm = Vmm::supervise(launched)?;
+        made.phases.end("spawn");
         let work = async {
-            run_up(&mut vmm, spec, bundle, config, fds).await?;
+            run_up(&mut vmm, spec, bundle, config, fds, &mut made.phases).await?;
             then(&mut vmm, made).await
         };
         let mut cancelled = false;
@@ -419,6 +444,7 @@ struct Made {
     shape: Shape,
     scratch: Slice,
     images: Arc<ImageDisk>,
+    phases: Phases,
 }
 
 /// Opens everything the VMM gets. The order of descriptors is `vmm::config::FdRole`'s.
@@ -428,6 +454,7 @@ fn prepare(
     host: &HostConfig,
     begin: &Begin<'_>,
 ) -> Result<(VmConfig, Vec<OwnedFd>, Made)> {
+    let phases = Phases::begin();
     let console_path = bundle.path(CONSOLE_FILE);
     let console = OpenOptions::new()
         .create(true)
@@ -521,6 +548,7 @@ fn prepare(
         },
         scratch: place,
         images,
+        phases,
     };
     Ok((config, fds, made))
 }
@@ -554,6 +582,7 @@ async fn run_up(
     bundle: &Bundle,
     config: VmConfig,
     fds: Vec<OwnedFd>,
+    phases: &mut Phases,
 ) -> Result<()> {
     if let Some(pid) = vmm.pid() {
         bundle.write_process(VMM_PID_FILE, ProcessId::of(pid)?)?;
@@ -565,6 +594,7 @@ async fn run_up(
     let boots = config.origin == Origin::Boot;
     vmm.start(config, &fds).await?;
     drop(fds);
+    phases.end("vm");
     if boots {
         let connection = vmm.guest_connection(protocol::READY_PORT).await?;
         if matches!(spec.start, StartKind::Capture { .. }) {
@@ -578,6 +608,7 @@ async fn run_up(
             let nothing = connection.read(&mut [0; 1]).await;
             nothing.map_err(|error| Error::io("wait for the end of the ready connection", error))?;
         }
+        phases.end("boot");
     }
     Ok(())
 }

@@ -70,6 +70,9 @@ fn info(status: &SandboxStatus, console: String) -> HashMap<String, String> {
     if let Some(kind) = status.start_kind {
         info.insert("start_kind".into(), kind.into());
     }
+    if let Some(phases) = &status.start_phases_us {
+        info.insert("start_phases_us".into(), phases.clone());
+    }
     if let Some(why) = &status.template_refused {
         info.insert("template_refused".into(), why.clone());
     }

@@ -501,6 +501,13 @@ async fn started_from_template(behaviour: Behaviour) -> (Bench, std::collections
 async fn a_sandbox_goes_on_from_a_template() {
     let (bench, info) = started_from_template(Behaviour::Boots).await;
     assert_eq!(info["start_kind"], "template");
+    let phases = info["start_phases_us"]
+        .split(' ')
+        .filter_map(|phase| phase.split('=').next());
+    assert_eq!(
+        phases.collect::<Vec<_>>(),
+        ["open", "spawn", "vm", "connect", "identity"]
+    );
     assert!(!info.contains_key("template_refused"));
     let (config, n_fds) = bench.vm().started.lock().unwrap().clone().unwrap();
     assert_eq!(config.origin, vmm::config::Origin::Snapshot);

@@ -15,8 +15,8 @@ use super::SAY_HELLO;
 
 /// Counts in memory, by a timer.
 const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo count $n; sleep 0.5; done";
-/// Prints what comes over one connection.
-const SERVER: &str = "exec nc -l -p 7000";
+/// Prints what comes over one connection. (Without input that lasts, nc would close its side.)
+const SERVER: &str = "sleep 100000 | nc -l -p 7000";
 /// Opens that connection once somebody listens (port 7000 is 1B58), and sends numbered lines as long as it is open.
 const CLIENT: &str = "until grep -q :1B58 /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done; \
                       n=0; while :; do n=$((n+1)); echo line $n; sleep 0.5; done | nc 127.0.0.1 7000";
@@ -227,7 +227,7 @@ pub(crate) fn a_snapshot_outlives_its_group_and_is_refused_when_it_was_touched(
 }
 
 /// How many clones of one group are compared; `ECI_TEST_CLONES` says how many others.
-const N_CLONES: usize = 16;
+const N_CLONES: usize = 8;
 /// As many at once as a small host has room for.
 const AT_ONCE: usize = 4;
 

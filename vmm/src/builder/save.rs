@@ -96,9 +96,9 @@ fn write(
     mut state: MachineState,
     memory: &GuestMemory,
     mut state_file: &File,
-    mut memory_file: &File,
+    memory_file: &File,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    state.data = image::write(memory, &mut memory_file)?;
+    state.data = image::write(memory, memory_file)?;
     state.write(&mut state_file)?;
     Ok(state_file.flush()?)
 }

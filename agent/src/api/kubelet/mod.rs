@@ -78,6 +78,7 @@ fn read_only_routes() -> Router<Arc<KubeletDoor>> {
         .route("/pods/", get(pods))
         .route("/runningpods/", get(running_pods))
         .route("/stats/summary", get(summary::serve))
+        .route("/metrics", get(metrics))
         .route("/metrics/resource", get(resource_metrics::serve))
 }
 
@@ -142,6 +143,12 @@ impl KubeletDoor {
     async fn host(&self) -> Result<HostStats, Error> {
         self.engine.host_stats().await
     }
+}
+
+/// The agent's own metrics.
+async fn metrics(State(door): State<Arc<KubeletDoor>>) -> impl IntoResponse {
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(http::header::CONTENT_TYPE, kind)], door.engine.metrics())
 }
 
 async fn pods(State(door): Shared) -> Answer {

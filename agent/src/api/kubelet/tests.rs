@@ -186,6 +186,8 @@ async fn logs_are_streamed_with_their_options() {
 #[tokio::test]
 async fn resource_metrics_are_those_of_a_kubelet() {
     let node = start().await;
+    let (status, body) = node.get("/metrics", Some(TOKEN)).await;
+    assert_eq!((status, body.as_str()), (200, "eci_fake 1\n"));
     let (_, body) = node.get("/metrics/resource", Some(TOKEN)).await;
     for line in [
         "# TYPE container_cpu_usage_seconds_total counter",
