@@ -98,7 +98,7 @@ sdks: setup
 bench: build nested-binary ## measure start time and memory against QEMU; ARGS='options': docs/benchmarks.md
 	@tests/bench/build-image target/bench/image
 	cargo build --release -p tests --bin bench
-	$(NESTED) run --counted-time --fresh --memory 6144 -- target/release/bench --summary target/bench/summary.json $(ARGS)
+	$(NESTED) run --counted-time --fresh --memory 8192 -- target/release/bench --summary target/bench/summary.json $(ARGS)
 
 .PHONY: check
 check: setup ## format, lints, documentation, architecture, licences and sources of dependencies

@@ -47,9 +47,11 @@ pub fn admit(
     }
     let wanted = footprint(wanted, sandbox);
     let used: Vec<Size> = running.iter().map(|size| footprint(*size, sandbox)).collect();
-    let memory = host
-        .memory_bytes
-        .saturating_sub(capacity.reserved_memory_mib.saturating_mul(MIB));
+    let memory = overcommitted(
+        host.memory_bytes
+            .saturating_sub(capacity.reserved_memory_mib.saturating_mul(MIB)),
+        capacity.memory_overcommit,
+    );
     let memory_used: u64 = used
         .iter()
         .fold(0, |sum, size| sum.saturating_add(size.memory_bytes));
@@ -78,6 +80,17 @@ pub fn admit(
     Ok(())
 }
 
+/// What may be promised of so many bytes.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "memory is far below 2^52 bytes, and the cast of a float saturates"
+)]
+fn overcommitted(bytes: u64, factor: f64) -> u64 {
+    (bytes as f64 * factor) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +110,7 @@ mod tests {
     fn check(running: &[Size], wanted: Size) -> Result<()> {
         let capacity = CapacityConfig {
             cpu_overcommit: 2.0,
+            memory_overcommit: 1.0,
             reserved_memory_mib: 96,
             max_groups: 3,
         };
@@ -129,6 +143,20 @@ mod tests {
                 .message
                 .contains("max_groups")
         );
+    }
+
+    #[test]
+    fn memory_is_oversold_only_as_configured() {
+        let check = |memory_overcommit| {
+            let capacity = CapacityConfig {
+                memory_overcommit,
+                reserved_memory_mib: 96,
+                ..CapacityConfig::default()
+            };
+            admit(HOST, &capacity, &SandboxConfig::default(), &[], size(1000, 5000))
+        };
+        assert!(check(1.0).unwrap_err().message.contains("of 4000 MiB"));
+        assert!(check(1.5).is_ok());
     }
 
     #[test]

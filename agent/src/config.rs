@@ -183,6 +183,9 @@ pub struct NetworkConfig {
 pub struct CapacityConfig {
     /// vCPUs given to groups for each CPU of the host.
     pub cpu_overcommit: f64,
+    /// Memory promised to groups for each byte of the host's. Above 1 a host whose groups use what they were promised runs
+    /// out of memory, and its kernel ends one.
+    pub memory_overcommit: f64,
     /// Host memory kept from groups, MiB.
     pub reserved_memory_mib: u64,
     /// Most groups.
@@ -341,6 +344,7 @@ impl Default for CapacityConfig {
     fn default() -> Self {
         Self {
             cpu_overcommit: 4.0,
+            memory_overcommit: 1.0,
             reserved_memory_mib: 256,
             max_groups: 1000,
         }
@@ -478,12 +482,13 @@ impl Config {
         if !(576..=9216).contains(&self.network.mtu) {
             return field("network.mtu", self.network.mtu.to_string(), "give 576 to 9216");
         }
-        if !(0.1..=1000.0).contains(&self.capacity.cpu_overcommit) {
-            return field(
-                "capacity.cpu_overcommit",
-                self.capacity.cpu_overcommit.to_string(),
-                "give 0.1 to 1000",
-            );
+        for (name, value) in [
+            ("capacity.cpu_overcommit", self.capacity.cpu_overcommit),
+            ("capacity.memory_overcommit", self.capacity.memory_overcommit),
+        ] {
+            if !(0.1..=1000.0).contains(&value) {
+                return field(name, value.to_string(), "give 0.1 to 1000");
+            }
         }
         if !(1..=4096).contains(&self.sandbox.scratch_gib) {
             return field(

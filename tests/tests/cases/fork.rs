@@ -99,7 +99,7 @@ pub(crate) fn a_fork_of_five_busy_containers_keeps_all_they_have(stage: &mut Sta
     host.exec(
         "busy",
         "idle",
-        &["/bin/sh", "-c", "head -c 20000000 /dev/urandom >/dev/shm/blob"],
+        &["/bin/sh", "-c", "head -c 2000000 /dev/urandom >/dev/shm/blob"],
     )?
     .success()?;
     let digest = |group: &str| {

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
@@ -14,6 +15,8 @@ use crate::ground;
 use crate::memory::Memory;
 
 const REGISTRY: &str = "127.0.0.1:5056";
+/// For a template to be made.
+const LOG_DEADLINE: Duration = Duration::from_secs(60);
 /// What groups are made of.
 pub(crate) const IMAGE: &str = "127.0.0.1:5056/bench/image:latest";
 
@@ -32,11 +35,20 @@ pub(crate) struct Processes {
     pub(crate) vmm: Memory,
 }
 
+/// How an agent's groups begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Starts {
+    /// All boot.
+    Boot,
+    /// They go on from templates, where there are some.
+    Template,
+}
+
 impl Agent {
     /// Starts both, and pulls the image: it is local from then on. To be called on equal ground: all paths are its.
-    pub(crate) fn start() -> Result<Self> {
+    pub(crate) fn start(starts: Starts) -> Result<Self> {
         let dir = TempDir::with_prefix("eci-bench.").context("make a directory")?;
-        fs::write(dir.path().join("agent.toml"), configuration(dir.path()))
+        fs::write(dir.path().join("agent.toml"), configuration(dir.path(), starts))
             .context("write the agent's configuration")?;
         fs::write(
             dir.path().join("registry.yml"),
@@ -71,6 +83,21 @@ impl Agent {
             .args(arguments)
             .env("ECICTL_SOCKET", self.dir.path().join("run/agent.sock"));
         output(&mut command).with_context(|| format!("{command:?}; {}", self.last_words()))
+    }
+
+    /// Waits until the agent has logged this.
+    pub(crate) fn wait_log(&self, words: &str) -> Result<()> {
+        let deadline = Instant::now() + LOG_DEADLINE;
+        let path = self.dir.path().join("agent.log");
+        while !fs::read_to_string(&path).is_ok_and(|log| log.contains(words)) {
+            ensure!(
+                Instant::now() < deadline,
+                "no {words:?} in the log; {}",
+                self.last_words()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// A file that is gone with this.
@@ -147,7 +174,7 @@ fn ids(list: &str) -> Vec<String> {
     groups.iter().filter_map(id).collect()
 }
 
-fn configuration(dir: &Path) -> String {
+fn configuration(dir: &Path, starts: Starts) -> String {
     let mut text = String::new();
     let table = toml_table(&[("state_dir", dir.join("state")), ("run_dir", dir.join("run"))]);
     let _ = writeln!(text, "{table}node_name = \"bench\"\n[files]");
@@ -158,8 +185,9 @@ fn configuration(dir: &Path) -> String {
         ("initrd", ground::INITRD.into()),
     ]);
     let _ = writeln!(text, "[image]\ninsecure_registries = [\"{REGISTRY}\"]");
-    // What is measured is the boot.
-    text += "[template]\nenabled = false\n";
+    let _ = writeln!(text, "[template]\nenabled = {}", starts == Starts::Template);
+    // Groups that use nearly nothing of what they are promised.
+    text += "[capacity]\ncpu_overcommit = 100.0\nmemory_overcommit = 100.0\n";
     // Ports of other doors may be in use; the one that is measured is the socket.
     for door in ["eci", "kubelet", "readonly"] {
         let _ = writeln!(text, "[{door}]\nenabled = false");

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::agent::{Agent, IMAGE, Processes};
+use crate::agent::{Agent, IMAGE, Processes, Starts};
+use crate::crowd;
 use crate::ground::Ground;
 use crate::memory::{field, kib};
 use crate::summary::{Figure, Summary};
+use crate::tick::Series;
 
 /// Memory of the group, MiB.
 const GROUP_MIB: u64 = 256;
@@ -24,22 +26,48 @@ struct Start {
 }
 
 pub(crate) fn measure(ground: &Ground, summary: &mut Summary) -> Result<()> {
-    let agent = Agent::start()?;
-    let manifest = agent.write("group.yaml", &manifest())?;
-    let starts = ground.tick.series("a group", || {
-        let (start, _) = start_group(&agent, &manifest)?;
+    let cold_f = {
+        let agent = Agent::start(Starts::Boot)?;
+        let manifest = agent.write("group.yaml", &manifest(NAME))?;
+        let starts = series(ground, &agent, &manifest)?;
+        let cold_f = starts.times(|start| Some(start.exec_result));
+        let cold_g = starts.times(|start| Some(start.running));
+        summary.add("cold_f_ms", Figure::of(&cold_f, "counted ms").clock("f"));
+        summary.add("cold_g_ms", Figure::of(&cold_g, "counted ms").clock("g"));
+        measure_idle(&agent, &manifest, summary)?;
+        cold_f
+    };
+    let agent = Agent::start(Starts::Template)?;
+    let manifest = agent.write("group.yaml", &manifest(NAME))?;
+    warm_up(&agent, &manifest)?;
+    let starts = series(ground, &agent, &manifest)?;
+    let create_f = starts.times(|start| Some(start.exec_result));
+    let create_g = starts.times(|start| Some(start.running));
+    summary.add("create_f_ms", Figure::of(&create_f, "counted ms").clock("f"));
+    summary.add("create_g_ms", Figure::of(&create_g, "counted ms").clock("g"));
+    summary.add(
+        "create_f_vs_cold",
+        Figure::of(&create_f.divided_by(cold_f.percentile(50)), "ratio")
+            .clock("f")
+            .rival("cold boot")
+            .at_most(0.25),
+    );
+    crowd::measure(&agent, create_g.percentile(50), summary)
+}
+
+fn series(ground: &Ground, agent: &Agent, manifest: &Path) -> Result<Series<Start>> {
+    ground.tick.series("a group", || {
+        let (start, _) = start_group(agent, manifest)?;
         agent.ecictl(["rm", "--grace", "0", NAME])?;
         Ok(start)
-    })?;
-    summary.add(
-        "cold_f_ms",
-        Figure::of(&starts.times(|start| Some(start.exec_result)), "counted ms").clock("f"),
-    );
-    summary.add(
-        "cold_g_ms",
-        Figure::of(&starts.times(|start| Some(start.running)), "counted ms").clock("g"),
-    );
-    measure_idle(&agent, &manifest, summary)
+    })
+}
+
+/// Has the agent make the template that the groups go on from.
+fn warm_up(agent: &Agent, manifest: &Path) -> Result<()> {
+    start_group(agent, manifest)?;
+    agent.wait_log("template is ready")?;
+    agent.ecictl(["rm", "--grace", "0", NAME]).map(drop)
 }
 
 /// As a user does it: creates the group, waits until it runs, executes something.
@@ -107,15 +135,15 @@ fn inside(meminfo: &str) -> Result<[(&'static str, u64); 4]> {
 }
 
 /// Page tables that KVM keeps for guests, of the whole host (Documentation/filesystems/proc.rst, `SecPageTables`).
-fn kvm_tables_kib() -> Result<u64> {
+pub(crate) fn kvm_tables_kib() -> Result<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     let found = meminfo.lines().find_map(|line| field(line, "SecPageTables"));
     found.context("this kernel does not tell KVM's page tables (Linux 6.1)")
 }
 
-fn manifest() -> String {
+pub(crate) fn manifest(name: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {NAME} }}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
+        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name} }}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n  \
          - name: idle\n    image: {IMAGE}\n    imagePullPolicy: IfNotPresent\n    command: [\"/bin/sleep\", \"1000000\"]\n    \
          resources: {{ limits: {{ cpu: \"1\", memory: {GROUP_MIB}Mi }} }}\n"
     )

@@ -4,7 +4,9 @@
 mod agent;
 mod answer;
 mod boot;
+mod crowd;
 mod exit;
+mod fork;
 mod ground;
 mod group;
 mod memory;
@@ -35,8 +37,8 @@ usage: bench [OPTION...]
   --guest DIR       where vmlinux and initramfs.cpio are (target/guest)
   --image DIR       the OCI layout of the groups' image (target/bench/image)
   --summary FILE    also write the figures there, as JSON
-  --only GROUP,...  measure only these: group, boot, floor, answer, exit, memory
-                    (all); profile shows the kernel's own account of one boot
+  --only GROUP,...  measure only these: group, fork, boot, floor, answer, exit,
+                    memory (all); profile shows the kernel's own account of one boot
   --rounds N        starts per phase of the host's tick, of which there are 8 (3)
   --rival no        leave the rival out: for comparing two builds of ours
   --kernel-args X   more kernel arguments, for both monitors
@@ -117,8 +119,9 @@ fn parse() -> Result<Option<Options>> {
 type Measurement = fn(&Ground, &mut Summary) -> Result<()>;
 
 /// In the order of the table.
-const GROUPS: [(&str, Measurement); 7] = [
+const GROUPS: [(&str, Measurement); 8] = [
     ("group", group::measure),
+    ("fork", fork::measure),
     ("boot", boot::measure_boot),
     ("floor", boot::measure_floor),
     ("answer", boot::measure_answer),

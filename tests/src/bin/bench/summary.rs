@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::stats::Samples;
 
-/// One figure; `value` is the median.
+/// One figure; `value` is the median, where nothing else is said.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Figure {
     value: f64,
@@ -44,6 +44,13 @@ impl Figure {
             max: value(100),
             goal: None,
         }
+    }
+
+    /// The value is another percentile than the median.
+    pub(crate) fn of_percentile(samples: &Samples, percent: usize, unit: &'static str) -> Self {
+        let mut figure = Self::of(samples, unit);
+        figure.value = (samples.percentile(percent) * 1e4).round() / 1e4;
+        figure
     }
 
     pub(crate) fn clock(mut self, clock: &'static str) -> Self {
