@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /v1/version` | the agent's version |
 //! | `GET /v1/host` | what the host has and uses |
+//! | `GET /v1/metrics` | the agent's own metrics, in the Prometheus text format |
 //! | `GET /v1/groups`, `POST /v1/groups` | list; create from a Pod (YAML or JSON) or an ECI request as JSON |
 //! | `GET /v1/groups/{group}`, `DELETE` | one; delete (`grace`, `wait`) |
 //! | `GET /v1/groups/{group}/watch` | the group now and after each change, a JSON line each, until it is gone |
@@ -79,6 +80,7 @@ pub(super) fn router(engine: Arc<dyn Engine>) -> Router {
     Router::new()
         .route("/v1/version", get(version))
         .route("/v1/host", get(host))
+        .route("/v1/metrics", get(metrics))
         .route("/v1/groups", get(groups::list).post(groups::create))
         .route("/v1/groups/{group}", get(groups::get).delete(groups::delete))
         .route("/v1/groups/{group}/watch", get(groups::watch))
@@ -162,6 +164,10 @@ async fn version() -> Json<wire::Version> {
     Json(wire::Version {
         version: env!("CARGO_PKG_VERSION").into(),
     })
+}
+
+async fn metrics(State(engine): Shared) -> String {
+    engine.metrics()
 }
 
 async fn host(State(engine): Shared) -> std::result::Result<Response, Refusal> {

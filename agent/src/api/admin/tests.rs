@@ -134,6 +134,8 @@ async fn snapshots_are_taken_listed_restored_and_removed() {
     assert_eq!(status, 200, "{body}");
     assert!(body.contains("\"pause_us\":5000"), "{body}");
     assert!(!body.contains("registry_credentials"), "{body}");
+    let (_, body) = get(&agent, "/v1/metrics").await;
+    assert_eq!(body, "eci_fake 1\n");
     let (_, body) = get(&agent, "/v1/snapshots").await;
     assert!(body.contains("snap-0000000000000000000a"), "{body}");
     let (status, body) = post("/v1/groups/web/fork", "{\"count\": 2}").await;

@@ -100,6 +100,15 @@ impl Agent {
         Ok(())
     }
 
+    /// The mean time of each phase of the starts so far, milliseconds, by its name.
+    pub(crate) fn start_phases(&self) -> Result<Vec<(String, f64)>> {
+        let mut get = Command::new("curl");
+        get.args(["-sS", "--unix-socket"])
+            .arg(self.dir.path().join("run/agent.sock"))
+            .arg("http://agent/v1/metrics");
+        Ok(means(&output(&mut get)?))
+    }
+
     /// A file that is gone with this.
     pub(crate) fn write(&self, name: &str, content: &str) -> Result<PathBuf> {
         let path = self.dir.path().join(name);
@@ -165,6 +174,26 @@ impl Drop for Agent {
             let _ = process.wait();
         }
     }
+}
+
+/// Means of the histogram of phases, out of its sums and counts.
+fn means(metrics: &str) -> Vec<(String, f64)> {
+    let value = |kind: &str, phase: &str| -> Option<f64> {
+        let line = format!("eci_start_phase_seconds_{kind}{{phase=\"{phase}\"}} ");
+        metrics
+            .lines()
+            .find_map(|text| text.strip_prefix(&line)?.trim().parse().ok())
+    };
+    let phases = metrics.lines().filter_map(|line| {
+        let rest = line.strip_prefix("eci_start_phase_seconds_count{phase=\"")?;
+        rest.split_once('"').map(|(phase, _)| phase)
+    });
+    phases
+        .filter_map(|phase| {
+            let mean = value("sum", phase)? / value("count", phase)?;
+            Some((phase.to_owned(), mean * 1e3))
+        })
+        .collect()
 }
 
 /// The ids in what `ecictl ps -o json` prints.
@@ -269,6 +298,14 @@ fn output(command: &mut Command) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn means_of_phases_are_sums_by_counts() {
+        let metrics = "eci_start_phase_seconds_sum{phase=\"shim\"} 0.04\n\
+                       eci_start_phase_seconds_count{phase=\"shim\"} 4\n\
+                       eci_start_phase_seconds_count{phase=\"none\"} 1\n";
+        assert_eq!(means(metrics), [("shim".to_owned(), 10.0)]);
+    }
 
     #[test]
     fn ids_of_groups_are_found() {

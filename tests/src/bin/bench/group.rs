@@ -52,6 +52,10 @@ pub(crate) fn measure(ground: &Ground, summary: &mut Summary) -> Result<()> {
             .rival("cold boot")
             .at_most(0.25),
     );
+    // Beside the figures: says where the time of a start goes.
+    for (phase, mean_ms) in agent.start_phases()? {
+        eprintln!("bench: phase {phase:<20} {mean_ms:7.3} counted ms");
+    }
     crowd::measure(&agent, create_g.percentile(50), summary)
 }
 
