@@ -157,6 +157,9 @@ pub struct SandboxConfig {
     pub cgroup_root: PathBuf,
     /// Mount the host's cgroups with `favordynmods`: sandboxes start faster, every fork and exit on the host costs a little.
     pub fast_cgroup_moves: bool,
+    /// Most sandboxes that start at the same time; others wait for their turn. 0 = twice the host's CPUs. A start is nearly all
+    /// work for a processor: many at once take as long together, and each so long that its deadlines pass.
+    pub max_concurrent_starts: usize,
 }
 
 /// Network of the groups.
@@ -323,6 +326,7 @@ impl Default for SandboxConfig {
             kernel_args: String::new(),
             cgroup_root: "/sys/fs/cgroup/eci".into(),
             fast_cgroup_moves: true,
+            max_concurrent_starts: 0,
         }
     }
 }

@@ -18,7 +18,10 @@ use futures_util::{
     future::join_all,
     stream::{self, BoxStream},
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
 
 pub use images::StoreImages;
 
@@ -101,7 +104,12 @@ impl Host {
                 .collect();
             Snapshots::open(directory, kernel, |id| !in_use.contains(id))?
         };
+        let capacity = stats::host_capacity()?;
         let parts = Arc::new(HostParts {
+            starts: Semaphore::new(concurrent_starts(
+                config.sandbox.max_concurrent_starts,
+                capacity.n_cpus,
+            )),
             config,
             templates,
             snapshots,
@@ -113,7 +121,7 @@ impl Host {
             cgroups,
         });
         let host = Self {
-            capacity: stats::host_capacity()?,
+            capacity,
             parts,
             started_at_ms: now_ms(),
             groups: Arc::default(),
@@ -322,6 +330,15 @@ impl Host {
             spec.size,
         )
     }
+}
+
+/// How many sandboxes may start at once, when so many are configured.
+fn concurrent_starts(configured: usize, n_cpus: u32) -> usize {
+    let wanted = match configured {
+        0 => usize::try_from(n_cpus).unwrap_or(usize::MAX).saturating_mul(2),
+        configured => configured,
+    };
+    wanted.clamp(1, Semaphore::MAX_PERMITS)
 }
 
 fn no_group(id: &GroupId) -> Error {
@@ -572,5 +589,18 @@ fn state_text(state: &ContainerState) -> String {
         ContainerState::Terminated {
             exit_code, reason, ..
         } => format!("it ended with {exit_code} ({reason})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts_at_once_follow_the_processors_unless_configured() {
+        assert_eq!(concurrent_starts(0, 1), 2);
+        assert_eq!(concurrent_starts(0, 64), 128);
+        assert_eq!(concurrent_starts(5, 64), 5);
+        assert_eq!(concurrent_starts(usize::MAX, 1), Semaphore::MAX_PERMITS);
     }
 }

@@ -6,6 +6,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::Semaphore;
+
 use crate::{
     cgroup::Cgroups,
     config::Config,
@@ -29,6 +31,8 @@ pub struct HostParts {
     pub images: Arc<dyn Images>,
     /// The shim.
     pub shim: ShimProgram,
+    /// Turns of sandboxes that start.
+    pub starts: Semaphore,
     /// Guests to go on from instead of booting.
     pub templates: Templates,
     /// Groups as they were.

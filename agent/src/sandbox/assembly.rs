@@ -31,6 +31,8 @@ pub async fn put_together(
     ip: Option<Ipv4Addr>,
     restores: Option<&SnapshotId>,
 ) -> Result<SandboxConnection> {
+    let turn = phase("queue", parts.starts.acquire()).await;
+    let _turn = turn.map_err(|error| Error::with_source(ErrorKind::Internal, "wait to start", error))?;
     let bundle = parts.bundle(id);
     bundle.create().map_err(|error| {
         Error::with_source(

@@ -48,7 +48,7 @@ pub(crate) fn measure(agent: &Agent, single_ms: f64, summary: &mut Summary) -> R
     ensure!(!ids.is_empty(), "no group of the crowd runs");
     measure_idle(agent, &ids, tables_before, summary)?;
     for name in &names {
-        agent.ecictl(["rm", "--grace", "0", "--force", name])?;
+        agent.ecictl(["rm", "--grace", "0", name])?;
     }
     Ok(())
 }
