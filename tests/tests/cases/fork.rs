@@ -227,7 +227,7 @@ pub(crate) fn a_snapshot_outlives_its_group_and_is_refused_when_it_was_touched(
 }
 
 /// How many clones of one group are compared; `ECI_TEST_CLONES` says how many others.
-const N_CLONES: usize = 8;
+const N_CLONES: usize = 4;
 /// As many at once as a small host has room for.
 const AT_ONCE: usize = 4;
 
