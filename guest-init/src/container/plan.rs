@@ -278,10 +278,10 @@ fn finish(
             &default_filter
         }
     };
-    let mut filters = Some(seccomp::compile(filter)?).filter(|filters| !filters.is_empty());
+    let mut filter = seccomp::compile(filter)?;
     // Without no_new_privs only CAP_SYS_ADMIN can install a filter, so it must come before capabilities are dropped.
     if !process.no_new_privileges {
-        steps.extend(filters.take().map(|filters| Step::Seccomp { filters }));
+        steps.extend(filter.take().map(|filter| Step::Seccomp { filter }));
     }
     steps.push(Step::BoundingSet {
         keep: capabilities.bounding,
@@ -294,7 +294,7 @@ fn finish(
     steps.push(Step::SetCapabilities { capabilities });
     if process.no_new_privileges {
         steps.push(Step::NoNewPrivileges);
-        steps.extend(filters.take().map(|filters| Step::Seccomp { filters }));
+        steps.extend(filter.take().map(|filter| Step::Seccomp { filter }));
     }
     steps.push(execute(process, identity)?);
     Ok(())

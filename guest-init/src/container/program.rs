@@ -13,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use libc::sock_filter;
 use rustix::{
     fs::{self, CWD, FileType, Mode, OFlags, ResolveFlags},
     io::{self, Errno},
@@ -21,7 +22,6 @@ use rustix::{
     process::{self, Gid, Resource, Rlimit, Uid},
     pty, stdio, system, termios, thread,
 };
-use seccompiler::BpfProgram;
 
 use crate::{
     container::capabilities::{self, Capabilities},
@@ -203,10 +203,10 @@ pub enum Step {
     },
     /// No privileges through `execve`.
     NoNewPrivileges,
-    /// System call filters.
+    /// The system call filter.
     Seccomp {
         /// In order.
-        filters: Vec<BpfProgram>,
+        filter: Vec<sock_filter>,
     },
     /// Runs the program.
     Execute {
@@ -531,12 +531,7 @@ impl Step {
                 Ok(())
             }
             Self::NoNewPrivileges => thread::set_no_new_privs(true),
-            Self::Seccomp { filters } => {
-                for filter in filters {
-                    sys::seccomp::install(filter).map_err(errno)?;
-                }
-                Ok(())
-            }
+            Self::Seccomp { filter } => sys::seccomp::install(filter).map_err(errno),
             Self::Execute { candidates, image } => execute(candidates, image),
         }
     }

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use seccompiler::sock_filter;
+use libc::sock_filter;
 
-/// Installs `filter` on the calling thread; it can never be removed. Unlike `seccompiler::apply_filter` this does not
-/// set `no_new_privs`: the container's specification decides that.
+/// Installs `filter` on the calling thread; it can never be removed. It does not set
+/// `no_new_privs`: the container's specification decides that.
 ///
 /// # Errors
 /// `EACCES` without `no_new_privs` and `CAP_SYS_ADMIN`, `EINVAL` for a filter the kernel refuses.
@@ -13,10 +13,9 @@ pub fn install(filter: &[sock_filter]) -> io::Result<()> {
     let len = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
     let program = libc::sock_fprog {
         len,
-        filter: filter.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+        filter: filter.as_ptr().cast_mut(),
     };
-    // SAFETY: `program` points to `len` instructions; seccompiler's sock_filter has the layout of linux/filter.h, and
-    // the kernel only reads them.
+    // SAFETY: `program` points to `len` instructions, which the kernel only reads.
     let result = unsafe {
         libc::syscall(
             libc::SYS_seccomp,

@@ -216,18 +216,10 @@ mod tests {
     }
 
     #[test]
-    fn it_compiles() {
-        assert_eq!(
-            super::super::compile(&profile(CapabilitySet::empty()))
-                .unwrap()
-                .len(),
-            2
-        );
-        assert_eq!(
-            super::super::compile(&profile(CapabilitySet::SYS_ADMIN))
-                .unwrap()
-                .len(),
-            1
-        );
+    fn it_compiles_to_a_short_program() {
+        for bounding in [CapabilitySet::empty(), CapabilitySet::SYS_ADMIN] {
+            let program = super::super::compile(&profile(bounding)).unwrap().unwrap();
+            assert!(program.len() < 200, "{} instructions", program.len());
+        }
     }
 }

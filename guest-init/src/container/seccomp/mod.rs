@@ -1,104 +1,67 @@
 //! System call filters: from the specification, or the guest's own default, to BPF.
 //!
-//! A BPF filter made by `seccompiler` knows two actions; an OCI filter any number. So one filter is made per action
-//! and all are installed; the kernel runs them all and takes the most restrictive answer (seccomp(2)). The filter of
-//! the default action lets every call pass that some rule names, and each other filter lets pass what it does not name.
+//! One program decides about all calls. Where several rules of a call hold, the most restrictive action counts, as if each
+//! were a filter of its own (seccomp(2)).
 
+mod bpf;
 pub mod default;
 mod syscalls;
 
-use std::collections::BTreeMap;
+use libc::sock_filter;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
-};
-
+use self::bpf::{Action, Comparison, Condition, Rule, Rules};
 use crate::{
     container::spec,
     error::{Error, Result},
 };
 
-/// Rules of one filter by system call number. No rules for a call: it matches whatever its arguments.
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
-/// Compiles `seccomp` to the programs to install, in this order.
+/// Compiles `seccomp`; `None` when it lets everything pass.
 ///
 /// # Errors
 /// `InvalidArgument` names the field.
-pub fn compile(seccomp: &spec::Seccomp) -> Result<Vec<BpfProgram>> {
+pub fn compile(seccomp: &spec::Seccomp) -> Result<Option<Vec<sock_filter>>> {
     let default_action = action(
         "linux.seccomp.defaultAction",
         &seccomp.default_action,
         seccomp.default_errno_ret,
     )?;
-    let mut allowed = Rules::new();
-    let mut others: Vec<(SeccompAction, Rules)> = Vec::new();
+    let mut rules = Rules::new();
     for (index, rule) in seccomp.syscalls.iter().enumerate() {
         let field = format!("linux.seccomp.syscalls[{index}]");
-        let rule_action = action(&field, &rule.action, rule.errno_ret)?;
-        if rule_action == default_action {
+        let action = action(&field, &rule.action, rule.errno_ret)?;
+        if action == default_action {
             continue;
         }
         let conditions = conditions(&field, &rule.args)?;
-        let position = others.iter().position(|(known, _)| *known == rule_action);
         for number in rule.names.iter().filter_map(|name| syscalls::number(name)) {
-            insert(&mut allowed, number, conditions.as_ref());
-            if rule_action != SeccompAction::Allow {
-                let position = position.unwrap_or_else(|| {
-                    if others.last().is_none_or(|(known, _)| *known != rule_action) {
-                        others.push((rule_action.clone(), Rules::new()));
-                    }
-                    others.len() - 1
-                });
-                insert(&mut others[position].1, number, conditions.as_ref());
-            }
+            rules.entry(number).or_default().push(Rule {
+                conditions: conditions.clone(),
+                action,
+            });
         }
     }
-    let mut programs = Vec::new();
-    for (rule_action, rules) in others {
-        programs.push(program(rules, SeccompAction::Allow, rule_action)?);
+    if rules.is_empty() && default_action == libc::SECCOMP_RET_ALLOW {
+        return Ok(None);
     }
-    if default_action != SeccompAction::Allow {
-        programs.push(program(allowed, default_action, SeccompAction::Allow)?);
+    for rules in rules.values_mut() {
+        // The kernel's order of precedence (kernel/seccomp.c, `seccomp_run_filters`): actions as signed numbers.
+        rules.sort_by_key(|rule| (rule.action & libc::SECCOMP_RET_ACTION_FULL).cast_signed());
     }
-    Ok(programs)
+    bpf::compile(&rules, default_action)
+        .map(Some)
+        .map_err(|error| Error::invalid(format!("linux.seccomp: {error}")))
 }
 
-/// Adds a way for `number` to match: always, or under `rule`.
-fn insert(rules: &mut Rules, number: i64, rule: Option<&SeccompRule>) {
-    match rule {
-        None => {
-            rules.insert(number, Vec::new());
-        }
-        Some(rule) => match rules.get_mut(&number) {
-            // An entry without rules matches always already.
-            Some(known) if known.is_empty() => {}
-            Some(known) => known.push(rule.clone()),
-            None => {
-                rules.insert(number, vec![rule.clone()]);
-            }
-        },
-    }
-}
-
-fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Result<BpfProgram> {
-    let filter = SeccompFilter::new(rules, mismatch, matched, TargetArch::x86_64)
-        .map_err(|error| Error::invalid(format!("linux.seccomp: {error}")))?;
-    filter
-        .try_into()
-        .map_err(|error: seccompiler::BackendError| Error::invalid(format!("linux.seccomp: {error}")))
-}
-
-fn action(field: &str, name: &str, errno: Option<u32>) -> Result<SeccompAction> {
+fn action(field: &str, name: &str, errno: Option<u32>) -> Result<Action> {
+    let data = |default: i32| errno.unwrap_or(default.cast_unsigned()) & libc::SECCOMP_RET_DATA;
     Ok(match name {
-        "SCMP_ACT_ALLOW" => SeccompAction::Allow,
-        "SCMP_ACT_ERRNO" => SeccompAction::Errno(errno.unwrap_or(libc::EPERM.cast_unsigned())),
-        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => SeccompAction::KillThread,
-        "SCMP_ACT_KILL_PROCESS" => SeccompAction::KillProcess,
-        "SCMP_ACT_TRAP" => SeccompAction::Trap,
-        "SCMP_ACT_TRACE" => SeccompAction::Trace(errno.unwrap_or(0)),
-        "SCMP_ACT_LOG" => SeccompAction::Log,
+        "SCMP_ACT_ALLOW" => libc::SECCOMP_RET_ALLOW,
+        "SCMP_ACT_ERRNO" => libc::SECCOMP_RET_ERRNO | data(libc::EPERM),
+        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => libc::SECCOMP_RET_KILL_THREAD,
+        "SCMP_ACT_KILL_PROCESS" => libc::SECCOMP_RET_KILL_PROCESS,
+        "SCMP_ACT_TRAP" => libc::SECCOMP_RET_TRAP,
+        "SCMP_ACT_TRACE" => libc::SECCOMP_RET_TRACE | data(0),
+        "SCMP_ACT_LOG" => libc::SECCOMP_RET_LOG,
         _ => {
             return Err(Error::invalid(format!(
                 "{field}: action {name:?} is not known: give SCMP_ACT_ALLOW, _ERRNO, _KILL, _KILL_PROCESS, _TRAP, _TRACE or _LOG"
@@ -107,40 +70,37 @@ fn action(field: &str, name: &str, errno: Option<u32>) -> Result<SeccompAction> 
     })
 }
 
-/// All of `args` as one rule; `None` when there are none.
-fn conditions(field: &str, args: &[spec::SeccompArg]) -> Result<Option<SeccompRule>> {
-    if args.is_empty() {
-        return Ok(None);
-    }
-    let conditions = args
-        .iter()
+fn conditions(field: &str, args: &[spec::SeccompArg]) -> Result<Vec<Condition>> {
+    args.iter()
         .map(|arg| {
-            let (op, value) = match arg.op.as_str() {
-                "SCMP_CMP_NE" => (SeccompCmpOp::Ne, arg.value),
-                "SCMP_CMP_LT" => (SeccompCmpOp::Lt, arg.value),
-                "SCMP_CMP_LE" => (SeccompCmpOp::Le, arg.value),
-                "SCMP_CMP_EQ" => (SeccompCmpOp::Eq, arg.value),
-                "SCMP_CMP_GE" => (SeccompCmpOp::Ge, arg.value),
-                "SCMP_CMP_GT" => (SeccompCmpOp::Gt, arg.value),
-                "SCMP_CMP_MASKED_EQ" => (SeccompCmpOp::MaskedEq(arg.value), arg.value_two),
+            let (comparison, value) = match arg.op.as_str() {
+                "SCMP_CMP_NE" => (Comparison::NotEqual, arg.value),
+                "SCMP_CMP_LT" => (Comparison::Less, arg.value),
+                "SCMP_CMP_LE" => (Comparison::LessOrEqual, arg.value),
+                "SCMP_CMP_EQ" => (Comparison::Equal, arg.value),
+                "SCMP_CMP_GE" => (Comparison::GreaterOrEqual, arg.value),
+                "SCMP_CMP_GT" => (Comparison::Greater, arg.value),
+                "SCMP_CMP_MASKED_EQ" => (Comparison::MaskedEqual(arg.value), arg.value_two),
                 other => {
                     return Err(Error::invalid(format!(
                         "{field}.args: operator {other:?} is not known"
                     )));
                 }
             };
-            let length = if arg.is_int {
-                SeccompCmpArgLen::Dword
-            } else {
-                SeccompCmpArgLen::Qword
-            };
-            SeccompCondition::new(arg.index, length, op, value)
-                .map_err(|error| Error::invalid(format!("{field}.args: {error}")))
+            if arg.index > 5 {
+                return Err(Error::invalid(format!(
+                    "{field}.args: index {}: a call has arguments 0 to 5",
+                    arg.index
+                )));
+            }
+            Ok(Condition {
+                index: arg.index,
+                comparison,
+                value,
+                is_int: arg.is_int,
+            })
         })
-        .collect::<Result<Vec<_>>>()?;
-    SeccompRule::new(conditions)
-        .map(Some)
-        .map_err(|error| Error::invalid(format!("{field}.args: {error}")))
+        .collect()
 }
 
 #[cfg(test)]
@@ -157,23 +117,39 @@ mod tests {
     }
 
     #[test]
-    fn one_program_per_action_that_is_not_allow() {
-        let seccomp = spec::Seccomp {
-            default_action: "SCMP_ACT_ERRNO".into(),
-            default_errno_ret: None,
-            syscalls: vec![
-                rule(&["read", "write", "no_such_call"], "SCMP_ACT_ALLOW", None),
-                rule(&["clone3"], "SCMP_ACT_ERRNO", Some(38)),
-                rule(&["reboot"], "SCMP_ACT_KILL_PROCESS", None),
-                rule(&["mount"], "SCMP_ACT_ERRNO", Some(38)),
-            ],
-        };
-        assert_eq!(compile(&seccomp).unwrap().len(), 3);
+    fn a_filter_that_allows_all_is_none() {
         let open = spec::Seccomp {
             default_action: "SCMP_ACT_ALLOW".into(),
             ..Default::default()
         };
-        assert!(compile(&open).unwrap().is_empty());
+        assert!(compile(&open).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_most_restrictive_of_several_rules_counts() {
+        let program = |actions: &[&str]| {
+            let seccomp = spec::Seccomp {
+                default_action: "SCMP_ACT_ERRNO".into(),
+                default_errno_ret: None,
+                syscalls: actions
+                    .iter()
+                    .map(|action| rule(&["reboot"], action, None))
+                    .collect(),
+            };
+            compile(&seccomp).unwrap().unwrap()
+        };
+        let kill = program(&["SCMP_ACT_KILL_PROCESS"]);
+        assert_eq!(
+            program(&["SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_KILL_PROCESS"]).len(),
+            kill.len()
+        );
+        assert_eq!(
+            program(&["SCMP_ACT_ALLOW", "SCMP_ACT_KILL_PROCESS"])
+                .iter()
+                .map(|i| i.k)
+                .collect::<Vec<_>>(),
+            kill.iter().map(|i| i.k).collect::<Vec<_>>()
+        );
     }
 
     #[test]

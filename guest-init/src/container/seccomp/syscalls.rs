@@ -1,11 +1,9 @@
 //! System calls by name (x86-64), sorted.
 
 /// Looks up a system call.
-pub(super) fn number(name: &str) -> Option<i64> {
-    TABLE
-        .binary_search_by_key(&name, |(known, _)| known)
-        .ok()
-        .map(|index| TABLE[index].1)
+pub(super) fn number(name: &str) -> Option<u32> {
+    let index = TABLE.binary_search_by_key(&name, |(known, _)| known).ok()?;
+    u32::try_from(TABLE[index].1).ok()
 }
 
 /// All names.

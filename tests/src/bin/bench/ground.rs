@@ -1,5 +1,6 @@
 //! Equal ground for all that is measured: the same files, in memory, on a host set up as the agent does it.
 
+use std::fs::File;
 use std::io::{self, Seek};
 use std::path::Path;
 use std::process::Command;
@@ -67,12 +68,17 @@ pub(crate) struct Ground {
     pub(crate) rival: bool,
     pub(crate) show_console: bool,
     kernel_args: String,
+    /// Where the events of a trace go, and which there are to be beyond the scheduler's.
+    pub(crate) trace: Option<File>,
+    pub(crate) trace_events: Option<String>,
 }
 
 impl Ground {
     /// Makes a root of files in memory and moves into it: nothing is read from a disk, or from outside of an emulated
     /// host, while a clock runs.
     pub(crate) fn prepare(options: &Options) -> Result<Self> {
+        // Opened first: paths are others afterwards.
+        let trace = options.trace.as_deref().map(crate::summary::create).transpose()?;
         set_up_host(&options.programs)?;
         // Before the move: the new root has no modules, and the agent checks that there is a bridge to be had.
         let loaded = Command::new("modprobe")
@@ -108,6 +114,8 @@ impl Ground {
             rival: options.rival,
             show_console: options.console,
             kernel_args: options.kernel_args.clone(),
+            trace,
+            trace_events: options.trace_events.clone(),
         })
     }
 

@@ -16,13 +16,13 @@ use crate::tick::Series;
 
 /// Memory of the group, MiB.
 const GROUP_MIB: u64 = 256;
-const NAME: &str = "bench";
+pub(crate) const NAME: &str = "bench";
 
 /// When things had happened, since just before the first call.
 #[derive(Debug)]
-struct Start {
-    running: Duration,
-    exec_result: Duration,
+pub(crate) struct Start {
+    pub(crate) running: Duration,
+    pub(crate) exec_result: Duration,
 }
 
 pub(crate) fn measure(ground: &Ground, summary: &mut Summary) -> Result<()> {
@@ -68,14 +68,14 @@ fn series(ground: &Ground, agent: &Agent, manifest: &Path) -> Result<Series<Star
 }
 
 /// Has the agent make the template that the groups go on from.
-fn warm_up(agent: &Agent, manifest: &Path) -> Result<()> {
+pub(crate) fn warm_up(agent: &Agent, manifest: &Path) -> Result<()> {
     start_group(agent, manifest)?;
     agent.wait_log("template is ready")?;
     agent.ecictl(["rm", "--grace", "0", NAME]).map(drop)
 }
 
 /// As a user does it: creates the group, waits until it runs, executes something.
-fn start_group(agent: &Agent, manifest: &Path) -> Result<(Start, String)> {
+pub(crate) fn start_group(agent: &Agent, manifest: &Path) -> Result<(Start, String)> {
     let begin = Instant::now();
     let id = agent.ecictl([
         "create".as_ref(),

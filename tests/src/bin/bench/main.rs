@@ -18,6 +18,7 @@ mod stats;
 mod stub_guest;
 mod summary;
 mod tick;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,7 +39,10 @@ usage: bench [OPTION...]
   --image DIR       the OCI layout of the groups' image (target/bench/image)
   --summary FILE    also write the figures there, as JSON
   --only GROUP,...  measure only these: group, fork, boot, floor, answer, exit,
-                    memory (all); profile shows the kernel's own account of one boot
+                    memory (all); profile shows the kernel's own account of one boot,
+                    trace who used the processor while one group started
+  --trace FILE      what trace saw, event by event
+  --trace-events E  more events for it, as kvm/kvm_exit,raw_syscalls
   --rounds N        starts per phase of the host's tick, of which there are 8 (3)
   --rival no        leave the rival out: for comparing two builds of ours
   --kernel-args X   more kernel arguments, for both monitors
@@ -58,6 +62,8 @@ struct Options {
     rival: bool,
     kernel_args: String,
     console: bool,
+    trace: Option<PathBuf>,
+    trace_events: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -82,6 +88,8 @@ fn parse() -> Result<Option<Options>> {
         rival: true,
         kernel_args: String::new(),
         console: false,
+        trace: None,
+        trace_events: None,
     };
     let mut parser = Parser::from_env();
     while let Some(argument) = parser.next().context("read the options")? {
@@ -102,6 +110,8 @@ fn parse() -> Result<Option<Options>> {
             Arg::Long("rounds") => options.rounds = parser.value()?.parse()?,
             Arg::Long("rival") => options.rival = parser.value()?.string()? != "no",
             Arg::Long("kernel-args") => options.kernel_args = parser.value()?.string()?,
+            Arg::Long("trace") => options.trace = Some(parser.value()?.into()),
+            Arg::Long("trace-events") => options.trace_events = Some(parser.value()?.string()?),
             Arg::Long("console") => options.console = true,
             Arg::Long("help") | Arg::Short('h') => {
                 println!("{USAGE}");
@@ -119,7 +129,7 @@ fn parse() -> Result<Option<Options>> {
 type Measurement = fn(&Ground, &mut Summary) -> Result<()>;
 
 /// In the order of the table.
-const GROUPS: [(&str, Measurement); 8] = [
+const GROUPS: [(&str, Measurement); 9] = [
     ("group", group::measure),
     ("fork", fork::measure),
     ("boot", boot::measure_boot),
@@ -128,7 +138,11 @@ const GROUPS: [(&str, Measurement); 8] = [
     ("exit", exit::measure),
     ("memory", memory::measure),
     ("profile", boot::profile),
+    ("trace", trace::measure),
 ];
+
+/// Measured only when asked for.
+const EXTRAS: [&str; 2] = ["profile", "trace"];
 
 /// Runs the measurements; one that fails does not keep the others from running. Whether all goals are met.
 fn run(options: &Options) -> Result<bool> {
@@ -136,7 +150,7 @@ fn run(options: &Options) -> Result<bool> {
     let file = options.summary.as_deref().map(summary::create).transpose()?;
     let is_wanted = |name: &str| {
         if options.only.is_empty() {
-            name != "profile"
+            !EXTRAS.contains(&name)
         } else {
             options.only.iter().any(|only| only == name)
         }

@@ -59,6 +59,11 @@ impl Tick {
         Ok(series)
     }
 
+    /// Waits for the beginning of a tick.
+    pub(crate) fn settle(&self) {
+        self.wait_for_phase(0);
+    }
+
     /// Returns at a phase of the tick. Spins: a timer would end at a tick.
     fn wait_for_phase(&self, phase: u32) {
         let coarse = || clock_gettime(ClockId::MonotonicCoarse);
