@@ -87,6 +87,8 @@ pub struct Config {
     pub sandbox: SandboxConfig,
     /// Templates, which groups go on from instead of booting.
     pub template: TemplateConfig,
+    /// Sandboxes made before they are asked for.
+    pub standby: StandbyConfig,
     /// Network of the groups.
     pub network: NetworkConfig,
     /// Images.
@@ -273,6 +275,7 @@ impl Default for Config {
             files: FilesConfig::default(),
             sandbox: SandboxConfig::default(),
             template: TemplateConfig::default(),
+            standby: StandbyConfig::default(),
             network: NetworkConfig::default(),
             image: ImageConfig::default(),
             capacity: CapacityConfig::default(),
@@ -312,6 +315,22 @@ impl Default for TemplateConfig {
             max_templates: 8,
             max_memory_mib: 8256,
         }
+    }
+}
+
+/// Sandboxes that stand by for groups of the shapes (vCPUs, memory) asked for last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StandbyConfig {
+    /// Of each shape; 0: none. Each takes about as much memory as an idle group.
+    pub per_shape: usize,
+    /// Of all shapes together.
+    pub max: usize,
+}
+
+impl Default for StandbyConfig {
+    fn default() -> Self {
+        Self { per_shape: 1, max: 4 }
     }
 }
 

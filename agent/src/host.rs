@@ -20,7 +20,7 @@ use futures_util::{
 };
 use tokio::{
     sync::{Semaphore, mpsc},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
 };
 
 pub use images::StoreImages;
@@ -45,7 +45,13 @@ use crate::{
     network::Network,
     parts::{HostParts, now_ms},
     profile, random,
-    sandbox::{client::Deadlines, exec, shim::ShimProgram, templates::Templates},
+    sandbox::{
+        client::Deadlines,
+        exec,
+        shim::ShimProgram,
+        standby::{self, Shape, Standbys},
+        templates::Templates,
+    },
     scratch::ScratchDisks,
     snapshots::{Snapshot, SnapshotId, Snapshots},
     store::{ContainerRecord, Record, Store},
@@ -61,6 +67,8 @@ pub struct Host {
     /// One acceptance at a time: names, tokens and capacity are checked and taken as one step.
     accepting: tokio::sync::Mutex<()>,
     drivers: Mutex<JoinSet<()>>,
+    /// Makes sandboxes stand by.
+    keeper: AbortHandle,
 }
 
 impl Host {
@@ -105,11 +113,11 @@ impl Host {
             Snapshots::open(directory, kernel, |id| !in_use.contains(id))?
         };
         let capacity = stats::host_capacity()?;
+        let n_starts = concurrent_starts(config.sandbox.max_concurrent_starts, capacity.n_cpus);
         let parts = Arc::new(HostParts {
-            starts: Semaphore::new(concurrent_starts(
-                config.sandbox.max_concurrent_starts,
-                capacity.n_cpus,
-            )),
+            starts: Semaphore::new(n_starts),
+            n_starts,
+            standbys: Standbys::new(config.standby.clone()),
             config,
             templates,
             snapshots,
@@ -121,6 +129,7 @@ impl Host {
             cgroups,
         });
         let host = Self {
+            keeper: tokio::spawn(standby::keep(Arc::clone(&parts))).abort_handle(),
             capacity,
             parts,
             started_at_ms: now_ms(),
@@ -146,6 +155,8 @@ impl Host {
 
     /// Ends all drivers; the groups live on without an agent.
     pub async fn shutdown(&self) {
+        self.keeper.abort();
+        self.parts.standbys.dismiss_all(&self.parts).await;
         let mut drivers = {
             let mut drivers = self.drivers.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *drivers)
@@ -244,7 +255,14 @@ impl Host {
             }
         }
         self.admit(&spec)?;
-        let ip = self.parts.network.reserve()?;
+        let standby = match snapshot {
+            Some(_) => None,
+            None => self.parts.standbys.take(Shape::of(spec.size, &self.parts.config)),
+        };
+        let (id, ip) = match &standby {
+            Some(standby) => (standby.id.clone(), standby.ip),
+            None => (random::group_id()?, self.parts.network.reserve()?),
+        };
         let mut status = GroupStatus {
             ip: ip.map(|ip| ip.to_string()),
             ..GroupStatus::new(&spec, now)
@@ -269,11 +287,7 @@ impl Host {
             sandbox_running: false,
             restores: snapshot.map(|snapshot| snapshot.id.clone()),
             containers,
-            group: Group {
-                id: random::group_id()?,
-                status,
-                spec,
-            },
+            group: Group { id, status, spec },
         };
         let written = {
             let (store, record) = (self.parts.store.clone(), record.clone());
@@ -285,10 +299,15 @@ impl Host {
         let written = written
             .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, "write a group", error)));
         if let Err(error) = written {
-            if let Some(ip) = ip {
-                self.parts.network.release(ip);
+            match (standby, ip) {
+                (Some(standby), _) => self.parts.standbys.put_back(standby),
+                (None, Some(ip)) => self.parts.network.release(ip),
+                (None, None) => {}
             }
             return Err(error);
+        }
+        if let Some(standby) = standby {
+            self.parts.standbys.assign(standby);
         }
         let id = record.group.id.clone();
         tracing::info!(group_id = %id, name = record.group.spec.name, "group accepted");

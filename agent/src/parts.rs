@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     group::{images::Images, status::GroupId},
     network::Network,
-    sandbox::{bundle::Bundle, shim::ShimProgram, templates::Templates},
+    sandbox::{bundle::Bundle, shim::ShimProgram, standby::Standbys, templates::Templates},
     scratch::ScratchDisks,
     snapshots::Snapshots,
     store::Store,
@@ -33,6 +33,10 @@ pub struct HostParts {
     pub shim: ShimProgram,
     /// Turns of sandboxes that start.
     pub starts: Semaphore,
+    /// How many of them there are.
+    pub n_starts: usize,
+    /// Sandboxes that wait for a group.
+    pub standbys: Standbys,
     /// Guests to go on from instead of booting.
     pub templates: Templates,
     /// Groups as they were.

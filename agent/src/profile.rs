@@ -4,8 +4,10 @@
 //! | metric | labels | is |
 //! |---|---|---|
 //! | `eci_start_phase_seconds` | `phase` | one step; `sandbox_*` are steps of the shim inside of `sandbox` |
-//! | `eci_sandbox_start_seconds` | `kind` | the shim's whole start, by what it began with: `boot`, `template`, `snapshot` |
+//! | `eci_sandbox_start_seconds` | `kind` | the shim's whole start, by what it began with: `boot`, `template`, `standby`, `snapshot` |
 //! | `eci_template_total` | `result` | templates asked for: `hit`, `miss`, `refused` |
+//! | `eci_standby_total` | `result` | sandboxes that stand by asked for: `hit`, `miss`, `failed` (the normal path was taken) |
+//! | `eci_standbys` | | sandboxes that stand by |
 //! | `eci_snapshot_pause_seconds` | | how long the containers of a group stood still for a snapshot |
 
 use std::{
@@ -14,13 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metrics::{counter, describe_counter, describe_histogram, histogram};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use tracing::Instrument;
 
 const PHASE: &str = "eci_start_phase_seconds";
 const SANDBOX_START: &str = "eci_sandbox_start_seconds";
 const TEMPLATES: &str = "eci_template_total";
+const STANDBY_TOTAL: &str = "eci_standby_total";
+const STANDBYS: &str = "eci_standbys";
 const PAUSE: &str = "eci_snapshot_pause_seconds";
 
 /// Upper bounds of the histograms' buckets, seconds: from a step of a template start to a boot under load.
@@ -42,6 +46,11 @@ pub fn install() -> Result<(), BuildError> {
     describe_histogram!(SANDBOX_START, "Time of a sandbox's start, by what it began with");
     describe_histogram!(PAUSE, "Time that containers stood still for a snapshot");
     describe_counter!(TEMPLATES, "Templates asked for, by what came of it");
+    describe_counter!(
+        STANDBY_TOTAL,
+        "Sandboxes that stand by asked for, by what came of it"
+    );
+    describe_gauge!(STANDBYS, "Sandboxes that stand by");
     // Only one recorder can be installed, so this is the first.
     let _ = HANDLE.set(handle);
     Ok(())
@@ -74,6 +83,7 @@ pub fn sandbox_started(info: &HashMap<String, String>) {
     let kind = match info.get("start_kind").map(String::as_str) {
         Some("template") => "template",
         Some("snapshot") => "snapshot",
+        Some("standby") => "standby",
         _ => "boot",
     };
     if let Some(took) = info.get("start_us").and_then(|text| us(text)) {
@@ -100,6 +110,16 @@ pub fn sandbox_started(info: &HashMap<String, String>) {
 /// What came of asking for a template.
 pub fn template(result: &'static str) {
     counter!(TEMPLATES, "result" => result).increment(1);
+}
+
+/// What came of asking for a sandbox that stands by.
+pub fn standby(result: &'static str) {
+    counter!(STANDBY_TOTAL, "result" => result).increment(1);
+}
+
+/// So many sandboxes stand by.
+pub fn standbys(n: usize) {
+    gauge!(STANDBYS).set(u32::try_from(n).map_or(f64::INFINITY, f64::from));
 }
 
 /// How long containers stood still for a snapshot.

@@ -1,6 +1,7 @@
 //! A running agent with a configuration of its own, and what one does with it: through `ecictl`, as users do.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
@@ -33,6 +34,8 @@ pub enum Templates {
     Off,
     /// Those of one small container: a single template, made in the background after the first such group.
     OfSmallGroups,
+    /// The same, and one sandbox of each shape stands by.
+    WithStandby,
 }
 
 impl Templates {
@@ -41,8 +44,11 @@ impl Templates {
 
     fn config(self) -> String {
         match self {
-            Self::Off => "enabled = false".to_owned(),
-            Self::OfSmallGroups => format!("max_memory_mib = {}", Self::SMALL_MIB),
+            Self::Off => "enabled = false\n\n[standby]\nper_shape = 0".to_owned(),
+            Self::OfSmallGroups => {
+                format!("max_memory_mib = {}\n\n[standby]\nper_shape = 0", Self::SMALL_MIB)
+            }
+            Self::WithStandby => format!("max_memory_mib = {}\n\n[standby]\nper_shape = 1", Self::SMALL_MIB),
         }
     }
 }
@@ -351,6 +357,22 @@ listen = "{readonly}"
         input: &[u8],
     ) -> Result<Finished> {
         self.ecictl_with(&exec_arguments(&["-i"], group, container, command), input)
+    }
+
+    /// The processes of all VMMs of this host, its groups' or not.
+    ///
+    /// # Errors
+    /// There is no `/proc`.
+    pub fn vmms(&self) -> Result<BTreeSet<i32>> {
+        let processes = fs::read_dir("/proc").context("list /proc")?.flatten();
+        // Any may end while this looks.
+        let is_vmm = |entry: &fs::DirEntry| {
+            fs::read_to_string(entry.path().join("comm")).is_ok_and(|program| program.trim() == "eci-vmm")
+        };
+        let ids = processes.filter(is_vmm);
+        Ok(ids
+            .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
+            .collect())
     }
 
     /// The process of a group's VMM and of its shim, as the shim wrote them down.

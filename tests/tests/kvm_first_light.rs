@@ -79,6 +79,9 @@ fn main() -> ExitCode {
             a_snapshot_outlives_its_group_and_is_refused_when_it_was_touched,
             no_two_clones_have_a_secret_in_common,
         },
+        standby::{
+            a_group_takes_over_what_stands_by,
+        },
         doors::{
             the_official_sdk_drives_a_live_group,
         },

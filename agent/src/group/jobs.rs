@@ -279,6 +279,13 @@ pub(super) async fn watch_sandbox(
 
 /// Removes what outlives the sandbox: logs, address, record.
 pub(super) async fn release(parts: Arc<HostParts>, id: GroupId, ip: Option<Ipv4Addr>) -> Outcome {
+    // Removed before its start began.
+    if let Some(standby) = parts.standbys.assigned(&id) {
+        let connection = Some(standby.resources.connection);
+        if let Err(error) = assembly::take_apart(&parts, &id, ip, connection).await {
+            return Outcome::Released(Err(error));
+        }
+    }
     let work = {
         let parts = Arc::clone(&parts);
         tokio::task::spawn_blocking(move || {

@@ -86,6 +86,11 @@ impl Network {
         })
     }
 
+    /// Whether groups have a network.
+    pub fn is_enabled(&self) -> bool {
+        self.links.is_some()
+    }
+
     /// Reserves an address; the caller makes it durable. `None` when the network is switched off.
     ///
     /// # Errors

@@ -3,14 +3,17 @@
 
 use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
-use protocol::sandbox::{Dns, HostAlias, Network as NetworkOptions, SandboxOptions};
+use protocol::sandbox::{Dns, HostAlias, Network as NetworkOptions, SandboxOptions, Template};
 
-use super::{client::SandboxConnection, templates::Class};
+use super::{
+    client::SandboxConnection,
+    standby::{Resources, Shape, Standby},
+    templates::Class,
+};
 use crate::{
     capacity,
     error::{Error, ErrorKind, Result},
     group::{spec::GroupSpec, status::GroupId},
-    network::Attachment,
     parts::HostParts,
     profile::{self, phase},
     snapshots::SnapshotId,
@@ -33,44 +36,22 @@ pub async fn put_together(
 ) -> Result<SandboxConnection> {
     let turn = phase("queue", parts.starts.acquire()).await;
     let _turn = turn.map_err(|error| Error::with_source(ErrorKind::Internal, "wait to start", error))?;
-    let bundle = parts.bundle(id);
-    bundle.create().map_err(|error| {
-        Error::with_source(
-            ErrorKind::Internal,
-            format!("make bundle {}", bundle.dir().display()),
-            error,
-        )
-    })?;
-    let memory_bytes = capacity::footprint(spec.size, &parts.config.sandbox).memory_bytes;
-    let snapshot = restores.cloned();
-    let scratch = blocking(parts, id, move |parts, id| match snapshot {
-        Some(snapshot) => parts.scratch.create_from(id, &parts.snapshots.scratch(&snapshot)),
-        None => parts.scratch.create(id),
-    });
-    let cgroup = blocking(parts, id, move |parts, id| parts.cgroups.create(id, memory_bytes));
-    let attach = async {
-        match ip {
-            Some(ip) => parts.network.attach(id, ip).await,
-            None => Ok(None),
+    if let Some(standby) = parts.standbys.assigned(id).filter(|_| restores.is_none()) {
+        let connection = standby.resources.connection.clone();
+        match take_over(parts, id, spec, standby).await {
+            Ok(()) => return Ok(connection),
+            Err(error) => {
+                tracing::warn!(group_id = %id, error = %error.chain(), "the sandbox that stood by is of no use");
+                profile::standby("failed");
+                take_apart(parts, id, ip, Some(connection)).await?;
+            }
         }
-    };
-    let shim = parts.shim.start(id.as_str(), &bundle);
-    let resources = async {
-        tokio::try_join!(
-            phase("scratch", scratch),
-            phase("cgroup", cgroup),
-            phase("network", attach),
-            phase("shim", shim)
-        )
-    };
-    let (scratch, cgroup, attachment, connection) = phase("resources", resources).await?;
-    let mut options = options(parts, spec, &scratch, cgroup.as_deref(), attachment.as_ref());
-    let class = Class::of(
-        options.n_vcpus,
-        options.memory_mib,
-        attachment.is_some(),
-        &parts.config.template,
-    );
+    }
+    let memory_bytes = capacity::footprint(spec.size, &parts.config.sandbox).memory_bytes;
+    let resources = gather(parts, id, ip, memory_bytes, restores).await?;
+    let shape = Shape::of(spec.size, &parts.config);
+    let mut options = introduced(parts, spec, machine(parts, shape, &resources));
+    let class = shape.class(resources.attachment.is_some(), &parts.config);
     let template = class
         .filter(|_| restores.is_none())
         .and_then(|class| Some((class, parts.templates.find(class)?)));
@@ -85,11 +66,107 @@ pub async fn put_together(
     if let (Some(_), None) = (class, restores) {
         profile::template(if template.is_some() { "hit" } else { "miss" });
     }
+    let connection = resources.connection;
+    let bundle = parts.bundle(id);
     phase("sandbox", connection.start_sandbox(bundle.dir(), &options)).await?;
     tell_start(Arc::clone(parts), id.clone(), template, connection.clone());
-    let cpu_milli = spec.size.cpu_milli;
-    blocking(parts, id, move |parts, id| parts.cgroups.limit_cpu(id, cpu_milli)).await?;
+    limit_cpu(parts, id, spec).await?;
     Ok(connection)
+}
+
+/// Gives a sandbox that stands by to a group.
+async fn take_over(parts: &Arc<HostParts>, id: &GroupId, spec: &GroupSpec, standby: Standby) -> Result<()> {
+    let memory_bytes = capacity::footprint(spec.size, &parts.config.sandbox).memory_bytes;
+    blocking(parts, id, move |parts, id| {
+        parts.cgroups.limit_memory(id, memory_bytes)
+    })
+    .await?;
+    let shape = Shape::of(spec.size, &parts.config);
+    let mut options = introduced(parts, spec, machine(parts, shape, &standby.resources));
+    options.template = Some(standby.template).into();
+    let connection = standby.resources.connection;
+    let bundle = parts.bundle(id);
+    phase("sandbox", connection.start_sandbox(bundle.dir(), &options)).await?;
+    tell_start(Arc::clone(parts), id.clone(), None, connection);
+    limit_cpu(parts, id, spec).await
+}
+
+async fn limit_cpu(parts: &Arc<HostParts>, id: &GroupId, spec: &GroupSpec) -> Result<()> {
+    let cpu_milli = spec.size.cpu_milli;
+    blocking(parts, id, move |parts, id| parts.cgroups.limit_cpu(id, cpu_milli)).await
+}
+
+/// Makes a sandbox of that shape, whose guest waits for its identity.
+///
+/// # Errors
+/// The first failure; what was made by then is left for [`take_apart`].
+pub async fn stand_by(
+    parts: &Arc<HostParts>,
+    id: &GroupId,
+    ip: Option<Ipv4Addr>,
+    shape: Shape,
+    template: &Template,
+) -> Result<Resources> {
+    let overhead_mib = u64::from(parts.config.sandbox.host_overhead_mib);
+    let memory_bytes = (u64::from(shape.memory_mib) + overhead_mib) * MIB;
+    let resources = gather(parts, id, ip, memory_bytes, None).await?;
+    let options = SandboxOptions {
+        template: Some(template.clone()).into(),
+        standby: true,
+        ..machine(parts, shape, &resources)
+    };
+    let bundle = parts.bundle(id);
+    resources
+        .connection
+        .create_sandbox(bundle.dir(), &options)
+        .await?;
+    Ok(resources)
+}
+
+/// Makes what a sandbox needs on the host, at the same time.
+async fn gather(
+    parts: &Arc<HostParts>,
+    id: &GroupId,
+    ip: Option<Ipv4Addr>,
+    memory_bytes: u64,
+    restores: Option<&SnapshotId>,
+) -> Result<Resources> {
+    let bundle = parts.bundle(id);
+    bundle.create().map_err(|error| {
+        Error::with_source(
+            ErrorKind::Internal,
+            format!("make bundle {}", bundle.dir().display()),
+            error,
+        )
+    })?;
+    let snapshot = restores.cloned();
+    let scratch = blocking(parts, id, move |parts, id| match snapshot {
+        Some(snapshot) => parts.scratch.create_from(id, &parts.snapshots.scratch(&snapshot)),
+        None => parts.scratch.create(id),
+    });
+    let cgroup = blocking(parts, id, move |parts, id| parts.cgroups.create(id, memory_bytes));
+    let attach = async {
+        match ip {
+            Some(ip) => parts.network.attach(id, ip).await,
+            None => Ok(None),
+        }
+    };
+    let shim = parts.shim.start(id.as_str(), &bundle);
+    let all = async {
+        tokio::try_join!(
+            phase("scratch", scratch),
+            phase("cgroup", cgroup),
+            phase("network", attach),
+            phase("shim", shim)
+        )
+    };
+    let (scratch, cgroup, attachment, connection) = phase("resources", all).await?;
+    Ok(Resources {
+        connection,
+        scratch,
+        cgroup,
+        attachment,
+    })
 }
 
 /// Tells, beside the group's own start, how it came about, and takes a template that was of no use away.
@@ -127,16 +204,34 @@ async fn blocking<T: Send + 'static>(
         })
 }
 
-fn options(
-    parts: &HostParts,
-    spec: &GroupSpec,
-    scratch: &Path,
-    cgroup: Option<&Path>,
-    attachment: Option<&Attachment>,
-) -> SandboxOptions {
+/// What the shim is told of the machine.
+fn machine(parts: &HostParts, shape: Shape, resources: &Resources) -> SandboxOptions {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let config = &parts.config;
-    let memory_mib = spec.size.memory_bytes.div_ceil(MIB) + u64::from(config.sandbox.guest_overhead_mib);
+    let network = resources.attachment.as_ref().map(|attachment| NetworkOptions {
+        tap: attachment.tap.clone(),
+        mac: attachment.mac.clone(),
+        addresses: vec![attachment.address.clone()],
+        gateways: vec![attachment.gateway.to_string()],
+        mtu: attachment.mtu.into(),
+        ..NetworkOptions::default()
+    });
+    SandboxOptions {
+        n_vcpus: shape.n_vcpus,
+        memory_mib: shape.memory_mib,
+        network: network.into(),
+        scratch_path: text(&resources.scratch),
+        kernel_path: text(&config.files.kernel),
+        initrd_path: text(&config.files.initrd),
+        vmm_path: text(&config.files.vmm),
+        cgroup_path: resources.cgroup.as_deref().map(text).unwrap_or_default(),
+        kernel_args: config.sandbox.kernel_args.clone(),
+        ..SandboxOptions::default()
+    }
+}
+
+/// What it is told of the group beside.
+fn introduced(parts: &HostParts, spec: &GroupSpec, machine: SandboxOptions) -> SandboxOptions {
     let dns = spec.dns.clone().unwrap_or_default();
     let nameservers = if spec.dns.is_none() {
         parts.network.nameservers()
@@ -144,19 +239,7 @@ fn options(
         dns.nameservers
     };
     SandboxOptions {
-        n_vcpus: spec.size.cpu_milli.div_ceil(1000).max(1),
-        memory_mib: u32::try_from(memory_mib).unwrap_or(u32::MAX),
         hostname: spec.hostname.clone(),
-        network: attachment
-            .map(|attachment| NetworkOptions {
-                tap: attachment.tap.clone(),
-                mac: attachment.mac.clone(),
-                addresses: vec![attachment.address.clone()],
-                gateways: vec![attachment.gateway.to_string()],
-                mtu: attachment.mtu.into(),
-                ..NetworkOptions::default()
-            })
-            .into(),
         dns: Some(Dns {
             nameservers,
             searches: dns.searches,
@@ -173,14 +256,8 @@ fn options(
                 ..HostAlias::default()
             })
             .collect(),
-        scratch_path: text(scratch),
-        kernel_path: text(&config.files.kernel),
-        initrd_path: text(&config.files.initrd),
-        vmm_path: text(&config.files.vmm),
-        cgroup_path: cgroup.map(text).unwrap_or_default(),
         sysctls: spec.sysctls.clone().into_iter().collect(),
-        kernel_args: config.sandbox.kernel_args.clone(),
-        ..SandboxOptions::default()
+        ..machine
     }
 }
 

@@ -127,6 +127,23 @@ impl SandboxConnection {
     /// # Errors
     /// What the shim answers.
     pub async fn start_sandbox(&self, bundle: &Path, options: &SandboxOptions) -> Result<()> {
+        self.create_sandbox(bundle, options).await?;
+        let start = StartSandboxRequest {
+            sandbox_id: self.id.clone(),
+            ..StartSandboxRequest::default()
+        };
+        self.sandbox
+            .start_sandbox(context::with_duration(self.deadlines.start), &start)
+            .await
+            .map_err(|error| from_ttrpc("start sandbox", &self.id, error))?;
+        Ok(())
+    }
+
+    /// Tells the shim what the sandbox is to be.
+    ///
+    /// # Errors
+    /// What the shim answers.
+    pub async fn create_sandbox(&self, bundle: &Path, options: &SandboxOptions) -> Result<()> {
         let options = Any {
             type_url: protocol::SANDBOX_OPTIONS_TYPE_URL.to_owned(),
             value: options
@@ -144,14 +161,6 @@ impl SandboxConnection {
             .create_sandbox(context::with_duration(self.deadlines.start), &create)
             .await
             .map_err(|error| from_ttrpc("create sandbox", &self.id, error))?;
-        let start = StartSandboxRequest {
-            sandbox_id: self.id.clone(),
-            ..StartSandboxRequest::default()
-        };
-        self.sandbox
-            .start_sandbox(context::with_duration(self.deadlines.start), &start)
-            .await
-            .map_err(|error| from_ttrpc("start sandbox", &self.id, error))?;
         Ok(())
     }
 

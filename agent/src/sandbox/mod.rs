@@ -12,4 +12,5 @@ pub mod exec;
 pub mod oci;
 pub mod sealed;
 pub mod shim;
+pub mod standby;
 pub mod templates;

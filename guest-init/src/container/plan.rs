@@ -270,15 +270,10 @@ fn finish(
         path: c_string("process.cwd", &process.cwd)?,
     });
     let capabilities = capabilities::parse(&process.capabilities)?;
-    let default_filter;
-    let filter = match &spec.linux.seccomp {
-        Some(filter) => filter,
-        None => {
-            default_filter = seccomp::default::profile(capabilities.bounding);
-            &default_filter
-        }
+    let mut filter = match &spec.linux.seccomp {
+        Some(filter) => seccomp::compile(filter)?,
+        None => Some(seccomp::compile_default(capabilities.bounding)?),
     };
-    let mut filter = seccomp::compile(filter)?;
     // Without no_new_privs only CAP_SYS_ADMIN can install a filter, so it must come before capabilities are dropped.
     if !process.no_new_privileges {
         steps.extend(filter.take().map(|filter| Step::Seccomp { filter }));

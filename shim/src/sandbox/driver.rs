@@ -17,7 +17,7 @@ use super::{
     spec::{SandboxSpec, StartKind},
     state::{BadTransition, ProcessEvent, ProcessState, SandboxEvent, SandboxState},
     status::{KILLED_EXIT_STATUS, SandboxExit, SandboxStatus},
-    steps::{self, HostConfig, RunningVm, StartError},
+    steps::{self, HostConfig, RunningVm, StandBy, StartError},
 };
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -50,6 +50,8 @@ pub struct Driver {
     pub(super) containers: HashMap<String, Container>,
     pub(super) creating: HashSet<String>,
     pub(super) vm: Option<RunningVm>,
+    /// A guest that waits for its identity. Dropping it ends it.
+    standby: Option<StandBy>,
     /// A snapshot is being taken: nothing new begins.
     pub(super) is_capturing: bool,
     host: HostConfig,
@@ -87,6 +89,7 @@ pub(super) fn spawn(
         containers: HashMap::new(),
         creating: HashSet::new(),
         vm: None,
+        standby: None,
         is_capturing: false,
         host,
         spec: None,
@@ -188,7 +191,10 @@ impl Driver {
                 format!("create sandbox: it is {}", self.state().name()),
             ));
         }
-        if self.spec.is_some() {
+        let waits = self.standby.is_some() && !spec.is_standby;
+        if let Some(waiting) = self.spec.as_ref().filter(|_| waits) {
+            spec.continues(waiting)?;
+        } else if self.spec.is_some() {
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
                 "create sandbox: it was created before",
@@ -197,6 +203,41 @@ impl Driver {
         spec.validate()?;
         self.spec = Some(spec);
         Ok(())
+    }
+
+    /// Has a guest wait. Answers once it does.
+    pub(super) fn stand_by(&mut self, reply: Reply<()>) {
+        let Some(spec) = self.spec.clone() else {
+            let error = Error::new(
+                ErrorKind::FailedPrecondition,
+                "stand by: CreateSandbox comes first",
+            );
+            return drop(reply.send(Err(error)));
+        };
+        let (cancel, cancelled) = oneshot::channel();
+        self.cancel_start = Some(cancel);
+        let (bundle, host) = (self.bundle.clone(), self.host.clone());
+        self.begin(async move {
+            let outcome = steps::stand_by(&spec, &bundle, &host, cancelled).await;
+            complete(move |driver| driver.stands_by(outcome, reply))
+        });
+    }
+
+    fn stands_by(&mut self, outcome: std::result::Result<StandBy, StartError>, reply: Reply<()>) {
+        self.cancel_start = None;
+        let answer = match outcome {
+            // It may have been stopped meanwhile.
+            Ok(_) if self.state() != SandboxState::Created => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the sandbox was stopped while it started",
+            )),
+            Ok(standby) => {
+                self.standby = Some(standby);
+                Ok(())
+            }
+            Err(failed) => Err(self.start_failed(failed)),
+        };
+        drop(reply.send(answer));
     }
 
     /// Boots the VM. Answers once the guest is configured.
@@ -208,6 +249,10 @@ impl Driver {
             );
             return drop(reply.send(Err(error)));
         };
+        if spec.is_standby {
+            let text = "start sandbox: its guest stands by, and CreateSandbox must tell it the rest first";
+            return drop(reply.send(Err(Error::new(ErrorKind::FailedPrecondition, text))));
+        }
         if let Err(error) = self.transition(SandboxEvent::Start) {
             return drop(reply.send(Err(refused("start sandbox", error))));
         }
@@ -219,6 +264,12 @@ impl Driver {
             return self.begin(async move {
                 let outcome = steps::capture(directory, spec, bundle, host, cancelled).await;
                 complete(move |driver| driver.captured(outcome, reply))
+            });
+        }
+        if let Some(standby) = self.standby.take() {
+            return self.begin(async move {
+                let outcome = steps::introduce(standby, &spec, &bundle, &host, cancelled).await;
+                complete(move |driver| driver.started(outcome, begun, reply))
             });
         }
         self.begin(async move {
@@ -289,7 +340,11 @@ impl Driver {
     /// Begins the end; [`SandboxStatus::state`] tells when it is reached. Without grace everything is killed.
     pub(super) fn stop(&mut self, grace: Duration) {
         match self.state() {
-            SandboxState::Created => self.end("killed", String::new(), 0),
+            SandboxState::Created => {
+                self.cancel_start = None;
+                self.standby = None;
+                self.end("killed", String::new(), 0);
+            }
             SandboxState::Starting => {
                 if let Some(cancel) = self.cancel_start.take() {
                     let _ = cancel.send(());

@@ -82,9 +82,17 @@ impl SandboxHandle {
     /// Keeps what the sandbox is to be.
     ///
     /// # Errors
-    /// `InvalidArgument` names the wrong field; `AlreadyExists` for a second time.
+    /// `InvalidArgument` names the wrong field; `AlreadyExists` for a second time, unless a guest stands by.
     pub async fn create(&self, spec: SandboxSpec) -> Result<()> {
         self.look(|driver| driver.create(spec)).await
+    }
+
+    /// Has a guest wait for its identity; returns once it does.
+    ///
+    /// # Errors
+    /// With the VMM's reason and the guest's last console lines; the sandbox has ended then.
+    pub async fn stand_by(&self) -> Result<()> {
+        self.ask(Driver::stand_by).await
     }
 
     /// Boots the VM; returns once the guest is configured.

@@ -40,6 +40,8 @@ pub struct SandboxSpec {
     pub kernel_args: String,
     /// What the guest begins with.
     pub start: StartKind,
+    /// It is to wait for the rest of what it is told.
+    pub is_standby: bool,
 }
 
 /// What a guest begins with, and what becomes of it.
@@ -87,6 +89,36 @@ impl StartKind {
 }
 
 impl SandboxSpec {
+    /// Checks that this is the same machine as `waiting`, which only lacks its identity.
+    ///
+    /// # Errors
+    /// `FailedPrecondition`, naming what differs.
+    pub fn continues(&self, waiting: &Self) -> Result<()> {
+        let mac = |spec: &Self| {
+            spec.identity
+                .interface
+                .as_ref()
+                .map(|interface| (interface.mac, interface.mtu))
+        };
+        let differs = [
+            ("n_vcpus", self.n_vcpus != waiting.n_vcpus),
+            ("memory_mib", self.memory_mib != waiting.memory_mib),
+            ("network", self.tap != waiting.tap || mac(self) != mac(waiting)),
+            ("scratch_path", self.scratch_path != waiting.scratch_path),
+            ("vmm_path", self.vmm_path != waiting.vmm_path),
+            ("cgroup_path", self.cgroup_path != waiting.cgroup_path),
+            ("kernel_args", self.kernel_args != waiting.kernel_args),
+            ("template", self.start != waiting.start),
+        ];
+        match differs.iter().find(|(_, differs)| *differs) {
+            Some((field, _)) => Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("options.{field} is not what the waiting guest was made with"),
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Checks numbers and that the files are there.
     ///
     /// # Errors

@@ -80,7 +80,7 @@ pub struct RunningVm {
     pub images: Arc<ImageDisk>,
     /// Microseconds from guest kernel start to init ready.
     pub guest_ready_us: u64,
-    /// How the guest came about, in a word: `boot`, `template` or `snapshot`.
+    /// How the guest came about, in a word: `boot`, `template`, `standby` or `snapshot`.
     pub start_kind: &'static str,
     /// For a snapshot of it.
     pub shape: Shape,
@@ -95,6 +95,22 @@ pub struct RunningVm {
 }
 
 impl RunningVm {
+    /// With what its guest answered: the connection, when it was ready, what it was made of.
+    fn new(vmm: Vmm, (guest, guest_ready_us, made): (Guest, u64, Made), start_kind: &'static str) -> Self {
+        Self {
+            vmm,
+            guest,
+            images: made.images,
+            guest_ready_us,
+            start_kind,
+            shape: made.shape,
+            scratch_bytes: made.scratch.length_bytes,
+            captured: HashMap::new(),
+            phases: made.phases,
+            template_refused: None,
+        }
+    }
+
     /// For commands to the VMM.
     pub fn client(&self) -> VmmClient {
         self.vmm.client()
@@ -347,7 +363,7 @@ impl<'a> Attempt<'a> {
             _ => HashMap::new(),
         };
         let introduce = async |vmm: &mut Vmm, mut made: Made| {
-            let guest = Guest::new(vmm.client().connect(protocol::GUEST_API_PORT).await?);
+            let guest = connect_guest(vmm).await?;
             made.phases.end("connect");
             let configured = match start_kind {
                 "snapshot" => guest.adopt_identity(identity).await?,
@@ -364,18 +380,10 @@ impl<'a> Attempt<'a> {
             made.phases.end("identity");
             Ok((guest, configured.ready_us, made))
         };
-        let (vmm, (guest, guest_ready_us, made)) = self.ready_then(introduce).await?;
+        let (vmm, done) = self.ready_then(introduce).await?;
         Ok(RunningVm {
-            vmm,
-            guest,
-            images: made.images,
-            guest_ready_us,
-            start_kind,
-            shape: made.shape,
-            scratch_bytes: made.scratch.length_bytes,
             captured,
-            phases: made.phases,
-            template_refused: None,
+            ..RunningVm::new(vmm, done, start_kind)
         })
     }
 
@@ -397,49 +405,120 @@ impl<'a> Attempt<'a> {
             vmm_path: spec.vmm_path.clone(),
             log_path: bundle.path(LOG_FILE),
         })?;
-        let mut vmm = Vmm::supervise(launched)?;
+        let vmm = Vmm::supervise(launched)?;
         made.phases.end("spawn");
-        let work = async {
-            run_up(&mut vmm, spec, bundle, config, fds, &mut made.phases).await?;
-            then(&mut vmm, made).await
+        let work = async |vmm: &mut Vmm| {
+            run_up(vmm, spec, bundle, config, fds, &mut made.phases).await?;
+            then(vmm, made).await
         };
-        let mut cancelled = false;
-        let outcome = tokio::select! {
-            outcome = timeout(host.start_timeout, work) => {
-                outcome.unwrap_or_else(|_| {
-                    let seconds = host.start_timeout.as_secs();
-                    Err(Error::new(ErrorKind::DeadlineExceeded, format!("the guest was not ready within {seconds} s")))
-                })
-            }
-            _ = cancel => {
-                cancelled = true;
-                Err(Error::new(ErrorKind::Unavailable, "the sandbox was stopped while it started"))
-            }
-        };
-        match outcome {
-            Ok(done) => Ok((vmm, done)),
-            Err(error) => {
-                vmm.kill();
-                let exit = vmm.client().exited().await;
-                bundle.remove(VMM_PID_FILE);
-                let console = console::tail(&bundle.path(CONSOLE_FILE));
-                let said = if console.is_empty() {
-                    "nothing".into()
-                } else {
-                    format!("\n{console}")
-                };
-                let error = error.context(format!("start the VM (VMM: {exit}; guest console: {said})"));
-                Err(StartError {
-                    error,
-                    exit: Some(exit),
-                    cancelled,
-                })
-            }
+        attempt(vmm, bundle, host.start_timeout, cancel, work).await
+    }
+}
+
+/// Does `work` with a VM in time, or ends it.
+async fn attempt<T>(
+    mut vmm: Vmm,
+    bundle: &Bundle,
+    time: Duration,
+    cancel: &mut oneshot::Receiver<()>,
+    work: impl AsyncFnOnce(&mut Vmm) -> Result<T>,
+) -> std::result::Result<(Vmm, T), StartError> {
+    let mut cancelled = false;
+    let outcome = tokio::select! {
+        outcome = timeout(time, work(&mut vmm)) => {
+            outcome.unwrap_or_else(|_| {
+                let seconds = time.as_secs();
+                Err(Error::new(ErrorKind::DeadlineExceeded, format!("the guest was not ready within {seconds} s")))
+            })
+        }
+        _ = cancel => {
+            cancelled = true;
+            Err(Error::new(ErrorKind::Unavailable, "the sandbox was stopped while it started"))
+        }
+    };
+    match outcome {
+        Ok(done) => Ok((vmm, done)),
+        Err(error) => {
+            vmm.kill();
+            let exit = vmm.client().exited().await;
+            bundle.remove(VMM_PID_FILE);
+            let console = console::tail(&bundle.path(CONSOLE_FILE));
+            let said = if console.is_empty() {
+                "nothing".into()
+            } else {
+                format!("\n{console}")
+            };
+            let error = error.context(format!("start the VM (VMM: {exit}; guest console: {said})"));
+            Err(StartError {
+                error,
+                exit: Some(exit),
+                cancelled,
+            })
         }
     }
 }
 
+/// A guest made from a template that waits for its identity. Dropping it ends its VM.
+#[derive(Debug)]
+pub struct StandBy {
+    vmm: Vmm,
+    guest: Guest,
+    made: Made,
+}
+
+/// Restores a guest from the template and leaves it waiting. When this returns an error, nothing is left.
+///
+/// # Errors
+/// As [`start`]; also when the template is of no use.
+pub async fn stand_by(
+    spec: &SandboxSpec,
+    bundle: &Bundle,
+    host: &HostConfig,
+    mut cancel: oneshot::Receiver<()>,
+) -> std::result::Result<StandBy, StartError> {
+    let StartKind::Template { directory, .. } = &spec.start else {
+        let text = "options.standby needs options.template";
+        return Err(Error::new(ErrorKind::InvalidArgument, text).into());
+    };
+    let begin = Begin::Template(directory);
+    let (vmm, (guest, made)) = Attempt::new(spec, bundle, host, begin, &mut cancel)
+        .ready_then(async |vmm, made| Ok((connect_guest(vmm).await?, made)))
+        .await?;
+    Ok(StandBy { vmm, guest, made })
+}
+
+/// Gives a waiting guest its identity. When this returns an error, nothing is left of it.
+///
+/// # Errors
+/// As [`start`].
+pub async fn introduce(
+    standby: StandBy,
+    spec: &SandboxSpec,
+    bundle: &Bundle,
+    host: &HostConfig,
+    mut cancel: oneshot::Receiver<()>,
+) -> std::result::Result<RunningVm, StartError> {
+    let StandBy { vmm, guest, mut made } = standby;
+    made.phases = Phases::begin();
+    let origin = guest::Origin::Template {
+        n_vcpus: spec.n_vcpus,
+    };
+    let identity = spec.identity.clone();
+    let configure = async |_: &mut Vmm| {
+        let configured = guest.configure(identity, &made.scratch, origin).await?;
+        made.phases.end("identity");
+        Ok((guest, configured.ready_us, made))
+    };
+    let (vmm, done) = attempt(vmm, bundle, host.start_timeout, &mut cancel, configure).await?;
+    Ok(RunningVm::new(vmm, done, "standby"))
+}
+
+async fn connect_guest(vmm: &Vmm) -> Result<Guest> {
+    Ok(Guest::new(vmm.client().connect(protocol::GUEST_API_PORT).await?))
+}
+
 /// What a VM is given, as far as it is looked at later.
+#[derive(Debug)]
 struct Made {
     shape: Shape,
     scratch: Slice,

@@ -108,6 +108,7 @@ pub fn sandbox_spec(packed: Option<&Any>) -> Result<SandboxSpec> {
             given.capture_directory,
             given.snapshot_directory,
         )?,
+        is_standby: given.standby,
     })
 }
 

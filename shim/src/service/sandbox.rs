@@ -93,7 +93,11 @@ impl Sandbox for SandboxService {
     ) -> ttrpc::Result<CreateSandboxResponse> {
         self.check_id(&request.sandbox_id)?;
         let spec = convert::sandbox_spec(request.options.as_ref()).map_err(to_ttrpc)?;
+        let is_standby = spec.is_standby;
         self.sandbox.create(spec).await.map_err(to_ttrpc)?;
+        if is_standby {
+            self.sandbox.stand_by().await.map_err(to_ttrpc)?;
+        }
         Ok(CreateSandboxResponse::new())
     }
 

@@ -5,10 +5,14 @@
 //! are let through with the capability. It is written as what is taken away from the calls known by name, so that
 //! calls newer than that table are refused (`EPERM`) until somebody has looked at them.
 
+use std::collections::BTreeMap;
+
 use rustix::thread::CapabilitySet;
 
-use super::syscalls;
-use crate::container::spec::{Seccomp, SeccompArg, SeccompRule};
+use super::{
+    bpf::{Action, Comparison, Condition, Rule, Rules},
+    syscalls,
+};
 
 /// Never allowed: dead entry points, and kernel state without a namespace.
 const REFUSED: &[&str] = &[
@@ -114,76 +118,75 @@ const NAMESPACE_FLAGS: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWCGROUP;
 
-/// The default filter for a process with the bounding set `bounding`.
-#[must_use]
-pub fn profile(bounding: CapabilitySet) -> Seccomp {
-    let guarded = |name: &str| {
-        GUARDED
-            .iter()
-            .any(|(capability, names)| names.contains(&name) && !bounding.contains(*capability))
-    };
-    let names = syscalls::names()
-        .filter(|name| !REFUSED.contains(name) && !BY_ARGUMENT.contains(name) && !guarded(name))
-        .map(ToString::to_string)
+/// For calls without a rule.
+pub(super) const OTHERWISE: Action = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
+
+/// The rules for a process with the bounding set `bounding`. Made for every process: by number, without a name being
+/// compared more often than it takes to find it.
+pub(super) fn rules(bounding: CapabilitySet) -> Rules {
+    let guarded = GUARDED
+        .iter()
+        .filter(|(capability, _)| !bounding.contains(*capability));
+    let refused = REFUSED
+        .iter()
+        .chain(BY_ARGUMENT)
+        .chain(guarded.flat_map(|(_, names)| *names));
+    let mut rules: BTreeMap<_, _> = syscalls::numbers()
+        .map(|number| (number, vec![allow_if(None)]))
         .collect();
-    let mut syscalls = vec![allow(names, Vec::new())];
+    for number in refused.filter_map(|name| syscalls::number(name)) {
+        rules.remove(&number);
+    }
+    let mut add = |name, rule| {
+        let number = syscalls::number(name).expect("the calls named here are in the table");
+        rules.entry(number).or_default().push(rule);
+    };
     // Linux, Linux with short reads of /proc (UNAME26 and ADDR_NO_RANDOMIZE are not among them), and asking.
     for personality in [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff] {
-        syscalls.push(allow(vec!["personality".into()], vec![equal(0, personality)]));
+        add(
+            "personality",
+            allow_if(Some(first(Comparison::Equal, personality, false))),
+        );
     }
     // AF_VSOCK is the way to the host: no container needs it.
     let vsock = u64::from(libc::AF_VSOCK.cast_unsigned());
-    syscalls.push(allow(
-        vec!["socket".into()],
-        vec![SeccompArg {
-            op: "SCMP_CMP_NE".into(),
-            is_int: true,
-            ..equal(0, vsock)
-        }],
-    ));
+    add("socket", allow_if(Some(first(Comparison::NotEqual, vsock, true))));
     if bounding.contains(CapabilitySet::SYS_ADMIN) {
-        syscalls.push(allow(vec!["clone".into(), "clone3".into()], Vec::new()));
+        add("clone", allow_if(None));
+        add("clone3", allow_if(None));
     } else {
         let mask = u64::from(NAMESPACE_FLAGS.cast_unsigned());
-        let no_namespaces = SeccompArg {
-            index: 0,
-            value: mask,
-            value_two: 0,
-            op: "SCMP_CMP_MASKED_EQ".into(),
-            is_int: false,
-        };
-        syscalls.push(allow(vec!["clone".into()], vec![no_namespaces]));
+        add(
+            "clone",
+            allow_if(Some(first(Comparison::MaskedEqual(mask), 0, false))),
+        );
         // Its flags lie in memory, out of a filter's reach. The C library falls back to clone on ENOSYS.
-        syscalls.push(SeccompRule {
-            names: vec!["clone3".into()],
-            action: "SCMP_ACT_ERRNO".into(),
-            errno_ret: Some(libc::ENOSYS.cast_unsigned()),
-            args: Vec::new(),
-        });
+        let action = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
+        add(
+            "clone3",
+            Rule {
+                conditions: Vec::new(),
+                action,
+            },
+        );
     }
-    Seccomp {
-        default_action: "SCMP_ACT_ERRNO".into(),
-        default_errno_ret: None,
-        syscalls,
+    rules
+}
+
+fn allow_if(condition: Option<Condition>) -> Rule {
+    Rule {
+        conditions: condition.into_iter().collect(),
+        action: libc::SECCOMP_RET_ALLOW,
     }
 }
 
-fn allow(names: Vec<String>, args: Vec<SeccompArg>) -> SeccompRule {
-    SeccompRule {
-        names,
-        action: "SCMP_ACT_ALLOW".into(),
-        errno_ret: None,
-        args,
-    }
-}
-
-fn equal(index: u8, value: u64) -> SeccompArg {
-    SeccompArg {
-        index,
+/// A condition on the first argument.
+fn first(comparison: Comparison, value: u64, is_int: bool) -> Condition {
+    Condition {
+        index: 0,
+        comparison,
         value,
-        value_two: 0,
-        op: "SCMP_CMP_EQ".into(),
-        is_int: false,
+        is_int,
     }
 }
 
@@ -191,11 +194,10 @@ fn equal(index: u8, value: u64) -> SeccompArg {
 mod tests {
     use super::*;
 
-    fn allows(profile: &Seccomp, name: &str) -> bool {
-        profile
-            .syscalls
-            .iter()
-            .any(|rule| rule.action == "SCMP_ACT_ALLOW" && rule.names.iter().any(|known| known == name))
+    fn allows(rules: &Rules, name: &str) -> bool {
+        rules
+            .get(&syscalls::number(name).unwrap())
+            .is_some_and(|rules| rules[0].action == libc::SECCOMP_RET_ALLOW)
     }
 
     #[test]
@@ -208,17 +210,17 @@ mod tests {
 
     #[test]
     fn capabilities_open_calls() {
-        let plain = profile(CapabilitySet::empty());
-        assert!(allows(&plain, "read") && allows(&plain, "execve"));
+        let plain = rules(CapabilitySet::empty());
+        assert!(allows(&plain, "read") && allows(&plain, "execve") && allows(&plain, "socket"));
         assert!(!allows(&plain, "mount") && !allows(&plain, "clone3") && !allows(&plain, "keyctl"));
-        let admin = profile(CapabilitySet::SYS_ADMIN);
+        let admin = rules(CapabilitySet::SYS_ADMIN);
         assert!(allows(&admin, "mount") && allows(&admin, "clone3") && !allows(&admin, "keyctl"));
     }
 
     #[test]
     fn it_compiles_to_a_short_program() {
         for bounding in [CapabilitySet::empty(), CapabilitySet::SYS_ADMIN] {
-            let program = super::super::compile(&profile(bounding)).unwrap().unwrap();
+            let program = super::super::compile_default(bounding).unwrap();
             assert!(program.len() < 200, "{} instructions", program.len());
         }
     }

@@ -4,10 +4,11 @@
 //! were a filter of its own (seccomp(2)).
 
 mod bpf;
-pub mod default;
+mod default;
 mod syscalls;
 
 use libc::sock_filter;
+use rustix::thread::CapabilitySet;
 
 use self::bpf::{Action, Comparison, Condition, Rule, Rules};
 use crate::{
@@ -50,6 +51,15 @@ pub fn compile(seccomp: &spec::Seccomp) -> Result<Option<Vec<sock_filter>>> {
     bpf::compile(&rules, default_action)
         .map(Some)
         .map_err(|error| Error::invalid(format!("linux.seccomp: {error}")))
+}
+
+/// The guest's own filter, for a process with the bounding set `bounding`.
+///
+/// # Errors
+/// None that is known of.
+pub fn compile_default(bounding: CapabilitySet) -> Result<Vec<sock_filter>> {
+    bpf::compile(&default::rules(bounding), default::OTHERWISE)
+        .map_err(|error| Error::invalid(format!("the default filter: {error}")))
 }
 
 fn action(field: &str, name: &str, errno: Option<u32>) -> Result<Action> {

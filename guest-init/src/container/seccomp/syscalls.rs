@@ -6,9 +6,9 @@ pub(super) fn number(name: &str) -> Option<u32> {
     u32::try_from(TABLE[index].1).ok()
 }
 
-/// All names.
-pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    TABLE.iter().map(|(name, _)| *name)
+/// All numbers.
+pub(super) fn numbers() -> impl Iterator<Item = u32> {
+    TABLE.iter().filter_map(|(_, number)| u32::try_from(*number).ok())
 }
 
 #[rustfmt::skip]

@@ -42,6 +42,8 @@ pub(crate) enum Starts {
     Boot,
     /// They go on from templates, where there are some.
     Template,
+    /// They take over sandboxes that stand by, where there are some; so many are kept.
+    Standby(usize),
 }
 
 impl Agent {
@@ -100,13 +102,32 @@ impl Agent {
         Ok(())
     }
 
+    /// Waits until so many sandboxes stand by.
+    pub(crate) fn wait_standbys(&self, n: usize) -> Result<()> {
+        let deadline = Instant::now() + LOG_DEADLINE;
+        let line = format!("eci_standbys {n}");
+        while !self.metrics()?.lines().any(|found| found == line) {
+            ensure!(
+                Instant::now() < deadline,
+                "no {n} sandboxes stand by; {}",
+                self.last_words()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
     /// The mean time of each phase of the starts so far, milliseconds, by its name.
     pub(crate) fn start_phases(&self) -> Result<Vec<(String, f64)>> {
+        Ok(means(&self.metrics()?))
+    }
+
+    fn metrics(&self) -> Result<String> {
         let mut get = Command::new("curl");
         get.args(["-sS", "--unix-socket"])
             .arg(self.dir.path().join("run/agent.sock"))
             .arg("http://agent/v1/metrics");
-        Ok(means(&output(&mut get)?))
+        output(&mut get)
     }
 
     /// A file that is gone with this.
@@ -214,7 +235,12 @@ fn configuration(dir: &Path, starts: Starts) -> String {
         ("initrd", ground::INITRD.into()),
     ]);
     let _ = writeln!(text, "[image]\ninsecure_registries = [\"{REGISTRY}\"]");
-    let _ = writeln!(text, "[template]\nenabled = {}", starts == Starts::Template);
+    let _ = writeln!(text, "[template]\nenabled = {}", starts != Starts::Boot);
+    let n_standbys = match starts {
+        Starts::Standby(n) => n,
+        Starts::Boot | Starts::Template => 0,
+    };
+    let _ = writeln!(text, "[standby]\nper_shape = {n_standbys}\nmax = {n_standbys}");
     // Groups that use nearly nothing of what they are promised.
     text += "[capacity]\ncpu_overcommit = 100.0\nmemory_overcommit = 100.0\n";
     // Ports of other doors may be in use; the one that is measured is the socket.

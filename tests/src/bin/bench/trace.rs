@@ -19,14 +19,16 @@ const BUFFER_KIB: &str = "65536";
 
 /// Shows it; with a file, all events go there too.
 pub(crate) fn measure(ground: &Ground, _: &mut Summary) -> Result<()> {
-    let agent = Agent::start(Starts::Template)?;
+    let agent = Agent::start(Starts::Standby(1))?;
     let manifest = agent.write("group.yaml", &manifest(NAME))?;
     warm_up(&agent, &manifest)?;
     // The first of a template, and of this agent, fills caches.
     for _ in 0..2 {
+        agent.wait_standbys(1)?;
         start_group(&agent, &manifest)?;
         agent.ecictl(["rm", "--grace", "0", NAME])?;
     }
+    agent.wait_standbys(1)?;
     ground.tick.settle();
     begin(ground.trace_events.as_deref())?;
     let started = start_group(&agent, &manifest);
