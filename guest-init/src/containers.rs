@@ -15,7 +15,7 @@ use crate::{
     error::{Context, Error, ErrorKind, Result},
     events::Events,
     reaper::Reaper,
-    storage::{Slice, Storage},
+    storage::{File, Slice, Storage},
 };
 
 /// Most containers of a sandbox.
@@ -116,6 +116,14 @@ impl Containers {
                 Err(error)
             }
         }
+    }
+
+    /// Makes a volume of files hold these.
+    ///
+    /// # Errors
+    /// As [`Storage::put_files`].
+    pub fn put_files(&self, volume: &str, files: &[File], gid: Option<u32>) -> Result<()> {
+        self.storage().put_files(volume, files, gid)
     }
 
     /// Finds a container.

@@ -38,6 +38,10 @@ pub const SANDBOX_OPTIONS_TYPE_URL: &str = "eci.sandbox.v1.SandboxOptions";
 pub const ROOTFS_MOUNT_TYPE: &str = "erofs";
 /// Mount type of a shared volume in an OCI spec handed to the guest.
 pub const EMPTYDIR_MOUNT_TYPE: &str = "emptydir";
+/// Mount type of a volume of files in an OCI spec handed to the guest.
+pub const FILES_MOUNT_TYPE: &str = "files";
+/// `type_url` of a [`guest::PutFilesRequest`] in `UpdateTaskRequest.resources`.
+pub const PUT_FILES_TYPE_URL: &str = "eci.guest.v1.PutFilesRequest";
 /// Scheme of a stdio URI that makes the shim write CRI log lines itself.
 pub const CRI_LOG_SCHEME: &str = "cri://";
 /// Files in an image slice begin at multiples of this.

@@ -35,6 +35,8 @@ const ENTROPY_BYTES: usize = 64;
 pub type ContainerStats = api::ContainerStatsResponse;
 /// Statistics of the guest.
 pub type SandboxStats = api::SandboxStatsResponse;
+/// A volume of files. Never printed: it may hold secrets.
+pub type VolumeFiles = api::PutFilesRequest;
 
 /// Names a process: the container's init (empty `exec_id`) or an exec.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -258,6 +260,16 @@ impl Guest {
         )
         .await?;
         Ok(configured(response))
+    }
+
+    /// Puts the files of a volume into the guest.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn put_files(&self, files: &VolumeFiles) -> Result<()> {
+        let context = context::with_duration(LONG_TIMEOUT);
+        call("put files into the guest", self.client.put_files(context, files)).await?;
+        Ok(())
     }
 
     /// Prepares a container on an image slice of the read-only disk.

@@ -53,6 +53,22 @@ impl Pod {
         self
     }
 
+    /// Adds fields to the `spec` of the Pod.
+    #[must_use]
+    pub fn spec(mut self, fields: Value) -> Self {
+        if let (Some(spec), Value::Object(fields)) = (self.manifest["spec"].as_object_mut(), fields) {
+            spec.extend(fields);
+        }
+        self
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.manifest["metadata"]["labels"][key] = value.into();
+        self
+    }
+
     /// The manifest as JSON, which is YAML too.
     pub fn manifest(&self) -> String {
         self.manifest.to_string()

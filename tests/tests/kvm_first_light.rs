@@ -82,6 +82,10 @@ fn main() -> ExitCode {
         standby::{
             a_group_takes_over_what_stands_by,
         },
+        volumes::{
+            files_of_a_manifest_arrive_and_secrets_stay_secret,
+            parts_of_volumes_do_not_lead_out_of_them,
+        },
         doors::{
             the_official_sdk_drives_a_live_group,
         },

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, ContainerPort, ContainerState as PodContainerState, ContainerStateRunning,
-        ContainerStateTerminated, ContainerStateWaiting, ContainerStatus as PodContainerStatus,
+        Capabilities, ConfigMapKeySelector, ConfigMapVolumeSource, Container, ContainerPort,
+        ContainerState as PodContainerState, ContainerStateRunning, ContainerStateTerminated,
+        ContainerStateWaiting, ContainerStatus as PodContainerStatus, DownwardAPIVolumeSource,
         EmptyDirVolumeSource, EnvVar as PodEnvVar, EnvVarSource, HostAlias, ObjectFieldSelector, Pod,
         PodCondition, PodDNSConfig, PodDNSConfigOption, PodIP, PodSecurityContext, PodSpec, PodStatus,
-        ResourceRequirements, SecurityContext, Sysctl, Volume, VolumeMount as PodVolumeMount,
+        ProjectedVolumeSource, ResourceRequirements, SecretKeySelector, SecretVolumeSource, SecurityContext,
+        Sysctl, Volume, VolumeMount as PodVolumeMount,
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -17,6 +19,7 @@ use k8s_openapi::{
 };
 
 use crate::group::{
+    files::FileOrigin,
     quantity,
     spec::{
         ContainerSpec, DnsSpec, EnvValue, EnvVar, GroupSpec, ImagePullPolicy, RestartPolicy, VolumeSource,
@@ -254,6 +257,12 @@ fn pod_spec(spec: &GroupSpec, node_name: &str) -> PodSpec {
         })
         .collect();
     let volumes: Vec<_> = spec.volumes.iter().map(volume).collect();
+    let groups: Vec<_> = spec
+        .supplemental_groups
+        .ids
+        .iter()
+        .map(|id| i64::from(*id))
+        .collect();
     PodSpec {
         containers: spec.containers.iter().map(container).collect(),
         node_name: Some(node_name.to_owned()),
@@ -271,6 +280,9 @@ fn pod_spec(spec: &GroupSpec, node_name: &str) -> PodSpec {
         host_aliases: (!aliases.is_empty()).then_some(aliases),
         security_context: Some(PodSecurityContext {
             sysctls: (!sysctls.is_empty()).then_some(sysctls),
+            fs_group: spec.fs_group.map(i64::from),
+            supplemental_groups: (!groups.is_empty()).then_some(groups),
+            supplemental_groups_policy: spec.supplemental_groups.is_strict.then(|| "Strict".into()),
             ..PodSecurityContext::default()
         }),
         termination_grace_period_seconds: i64::try_from(spec.termination_grace_period_seconds).ok(),
@@ -297,19 +309,40 @@ fn dns(dns: &DnsSpec) -> PodDNSConfig {
     }
 }
 
+/// What a volume of files holds is not shown.
 fn volume(volume: &VolumeSpec) -> Volume {
-    let VolumeSource::EmptyDir {
-        memory,
-        size_limit_bytes,
-    } = &volume.source;
-    Volume {
+    let mut shown = Volume {
         name: volume.name.clone(),
-        empty_dir: Some(EmptyDirVolumeSource {
-            medium: memory.then(|| "Memory".into()),
-            size_limit: size_limit_bytes.map(|bytes| Quantity(quantity::bytes_text(bytes))),
-        }),
         ..Volume::default()
+    };
+    match &volume.source {
+        VolumeSource::EmptyDir {
+            memory,
+            size_limit_bytes,
+        } => {
+            shown.empty_dir = Some(EmptyDirVolumeSource {
+                medium: memory.then(|| "Memory".into()),
+                size_limit: size_limit_bytes.map(|bytes| Quantity(quantity::bytes_text(bytes))),
+            });
+        }
+        VolumeSource::Files(files) => match &files.origin {
+            FileOrigin::Config(name) => {
+                shown.config_map = Some(ConfigMapVolumeSource {
+                    name: name.clone(),
+                    ..ConfigMapVolumeSource::default()
+                });
+            }
+            FileOrigin::Secret(name) => {
+                shown.secret = Some(SecretVolumeSource {
+                    secret_name: Some(name.clone()),
+                    ..SecretVolumeSource::default()
+                });
+            }
+            FileOrigin::Projected => shown.projected = Some(ProjectedVolumeSource::default()),
+            FileOrigin::DownwardApi => shown.downward_api = Some(DownwardAPIVolumeSource::default()),
+        },
     }
+    shown
 }
 
 fn container(spec: &ContainerSpec) -> Container {
@@ -330,7 +363,8 @@ fn container(spec: &ContainerSpec) -> Container {
         .map(|mount| PodVolumeMount {
             name: mount.name.clone(),
             mount_path: mount.mount_path.clone(),
-            sub_path: mount.sub_path.clone(),
+            sub_path: mount.sub_path.clone().filter(|_| !mount.is_sub_path_expr),
+            sub_path_expr: mount.sub_path.clone().filter(|_| mount.is_sub_path_expr),
             read_only: mount.read_only.then_some(true),
             ..PodVolumeMount::default()
         })
@@ -396,6 +430,28 @@ fn env_var(variable: &EnvVar) -> PodEnvVar {
                 ..EnvVarSource::default()
             }),
         },
+        EnvValue::Key(value) => {
+            let (key, name) = (value.key.clone(), value.object.clone());
+            let mut source = EnvVarSource::default();
+            if value.is_secret {
+                source.secret_key_ref = Some(SecretKeySelector {
+                    key,
+                    name,
+                    optional: None,
+                });
+            } else {
+                source.config_map_key_ref = Some(ConfigMapKeySelector {
+                    key,
+                    name,
+                    optional: None,
+                });
+            }
+            PodEnvVar {
+                name: variable.name.clone(),
+                value: None,
+                value_from: Some(source),
+            }
+        }
     }
 }
 

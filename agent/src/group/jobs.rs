@@ -16,6 +16,7 @@ use crate::{
     sandbox::{
         assembly,
         client::{SandboxConnection, Stdio},
+        files,
         oci::{self, GroupFacts},
     },
     snapshots::SnapshotId,
@@ -82,6 +83,15 @@ impl Run {
         container_id(self.name(), self.run)
     }
 
+    fn facts(&self) -> GroupFacts {
+        GroupFacts {
+            group_id: self.group_id.as_str().to_owned(),
+            ip: self.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            node_name: self.parts.config.node_name.clone(),
+            host_ip: self.parts.network.gateway().to_string(),
+        }
+    }
+
     /// Creates and starts the container.
     pub(super) async fn start(self, image: Arc<LocalImage>) -> Outcome {
         let result = self.try_start(image).await;
@@ -106,6 +116,9 @@ impl Run {
             let adopt = self.connection.adopt_task(&id, &bundle, &image.rootfs, &stdio);
             phase("container_adopt", adopt).await?;
         } else {
+            for volume in files::of_container(&self.spec, &self.spec.containers[self.index], &self.facts())? {
+                self.connection.put_files(&volume).await?;
+            }
             let create = self.connection.create_task(&id, &bundle, &image.rootfs, &stdio);
             phase("container_create", create).await?;
         }
@@ -121,12 +134,7 @@ impl Run {
     /// Writes `config.json` and makes room for logs. Blocks.
     fn prepare(&self, image: &LocalImage) -> Result<Stdio> {
         let container = &self.spec.containers[self.index];
-        let facts = GroupFacts {
-            group_id: self.group_id.as_str().to_owned(),
-            ip: self.ip.map(|ip| ip.to_string()).unwrap_or_default(),
-            node_name: self.parts.config.node_name.clone(),
-            host_ip: self.parts.network.gateway().to_string(),
-        };
+        let facts = self.facts();
         let id = self.id();
         let resolved = (image.resolve)(container)?;
         let spec = oci::container_spec(&self.spec, container, &id, &resolved, &facts)?;

@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod driver;
 pub mod eci;
 pub mod events;
+pub mod files;
 pub mod images;
 mod jobs;
 pub mod plan;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::files::{Content, FileVolume};
+
 /// A container group as wanted. Doors check it before the engine sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GroupSpec {
@@ -37,8 +39,23 @@ pub struct GroupSpec {
     pub registry_credentials: Vec<RegistryCredential>,
     /// Sysctls of the guest.
     pub sysctls: BTreeMap<String, String>,
+    /// Group that owns volumes, and that every process has beside its own.
+    #[serde(default)]
+    pub fs_group: Option<u32>,
+    /// Groups that every process has beside its own.
+    #[serde(default)]
+    pub supplemental_groups: SupplementalGroups,
     /// Which door it came through; kept for describing it in the same words.
     pub door: Door,
+}
+
+/// Groups of processes, beside those they run as.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SupplementalGroups {
+    /// Group ids.
+    pub ids: Vec<u32>,
+    /// Those that the image's `/etc/group` gives the user do not count.
+    pub is_strict: bool,
 }
 
 /// The door a group came through.
@@ -120,6 +137,21 @@ pub enum EnvValue {
     Literal(String),
     /// A field path such as `status.podIP`, `metadata.name`.
     Field(String),
+    /// A value of a ConfigMap or Secret, taken as it is.
+    Key(KeyValue),
+}
+
+/// A value of a ConfigMap or Secret, and where it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyValue {
+    /// It is a Secret's.
+    pub is_secret: bool,
+    /// Name of the ConfigMap or Secret.
+    pub object: String,
+    /// Key in it.
+    pub key: String,
+    /// Valid UTF-8 without NUL bytes.
+    pub value: Content,
 }
 
 /// One declared port.
@@ -142,6 +174,9 @@ pub struct VolumeMount {
     pub mount_path: String,
     /// Directory or file inside the volume.
     pub sub_path: Option<String>,
+    /// `$(NAME)` in `sub_path` stands for variables of the container.
+    #[serde(default)]
+    pub is_sub_path_expr: bool,
     /// Mounted read-only.
     pub read_only: bool,
 }
@@ -165,6 +200,8 @@ pub enum VolumeSource {
         /// Limit in bytes.
         size_limit_bytes: Option<u64>,
     },
+    /// Files that come with the group.
+    Files(FileVolume),
 }
 
 /// DNS settings.
@@ -187,6 +224,31 @@ pub struct RegistryCredential {
     pub username: String,
     /// Password; never printed.
     pub password: String,
+}
+
+impl GroupSpec {
+    /// Takes out what is not for reading: passwords, and what is in Secrets and volumes of files.
+    pub fn hide_secrets(&mut self) {
+        for credential in &mut self.registry_credentials {
+            credential.password = String::new();
+        }
+        for volume in &mut self.volumes {
+            if let VolumeSource::Files(files) = &mut volume.source {
+                files.hide_contents();
+            }
+        }
+        let variables = self
+            .containers
+            .iter_mut()
+            .flat_map(|container| &mut container.env);
+        for variable in variables {
+            if let EnvValue::Key(value) = &mut variable.value
+                && value.is_secret
+            {
+                value.value = Content::default();
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for RegistryCredential {
@@ -247,6 +309,8 @@ pub(crate) mod testing {
             termination_grace_period_seconds: 30,
             registry_credentials: Vec::new(),
             sysctls: BTreeMap::new(),
+            fs_group: None,
+            supplemental_groups: SupplementalGroups::default(),
             door: Door::Pod,
         }
     }

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, fmt::Display, net::IpAddr};
 
 use super::{
+    files,
     size::{self, NoSuchSize, SizeTable},
     spec::{ContainerSpec, Door, EnvValue, GroupSpec, Size, VolumeSource},
     violation::{FieldPath, ViolationKind, Violations},
@@ -81,6 +82,7 @@ pub fn validate(spec: &GroupSpec) -> Violations {
     check.identity(spec, &root);
     check.containers(spec, &root);
     check.volumes(spec, &root);
+    files::validate(spec, &root, &mut check.found);
     check.network_settings(spec, &root);
     check.found
 }
@@ -397,14 +399,15 @@ impl Check {
                 EnvValue::Literal(text) if text.contains('\0') => {
                     self.invalid(path.field("value", "Value"), text, "contains a NUL byte");
                 }
-                EnvValue::Literal(_) => {}
+                EnvValue::Literal(_) | EnvValue::Key(_) => {}
                 EnvValue::Field(field) if is_known_field(field) => {}
                 EnvValue::Field(field) => {
                     self.invalid(
                         path.field("valueFrom.fieldRef.fieldPath", "FieldRef.FieldPath"),
                         field,
                         "valid: metadata.name, metadata.namespace, metadata.uid, metadata.labels['KEY'], \
-                         metadata.annotations['KEY'], spec.nodeName, status.podIP, status.podIPs, status.hostIP",
+                         metadata.annotations['KEY'], spec.nodeName, spec.serviceAccountName, status.podIP, \
+                         status.podIPs, status.hostIP, status.hostIPs",
                     );
                 }
             }
@@ -575,7 +578,7 @@ impl Check {
                     0,
                     "valid: more than 0, or none",
                 ),
-                VolumeSource::EmptyDir { .. } => {}
+                VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) => {}
             }
         }
     }
@@ -703,15 +706,17 @@ fn is_plain_path(text: &str) -> bool {
     !text.is_empty() && text.len() <= 4096 && !text.contains('\0') && text.split('/').all(|part| part != "..")
 }
 
-fn is_known_field(field: &str) -> bool {
-    const PLAIN: [&str; 7] = [
+pub(super) fn is_known_field(field: &str) -> bool {
+    const PLAIN: [&str; 9] = [
         "metadata.name",
         "metadata.namespace",
         "metadata.uid",
         "spec.nodeName",
+        "spec.serviceAccountName",
         "status.podIP",
         "status.podIPs",
         "status.hostIP",
+        "status.hostIPs",
     ];
     let keyed = |prefix: &str| {
         field

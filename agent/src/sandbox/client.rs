@@ -5,7 +5,8 @@ use std::{collections::HashMap, path::Path, time::Duration};
 use containerd_shim_protos::{
     api::{
         CheckpointTaskRequest, CloseIORequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest,
-        KillRequest, Mount, ResizePtyRequest, StartRequest, StateRequest, StatsRequest, WaitRequest,
+        KillRequest, Mount, ResizePtyRequest, StartRequest, StateRequest, StatsRequest, UpdateTaskRequest,
+        WaitRequest,
     },
     cgroups_v2::metrics::Metrics,
     protobuf::{Message, MessageField, well_known_types::any::Any},
@@ -17,7 +18,10 @@ use containerd_shim_protos::{
     shim_async::{Client, TaskClient},
 };
 use oci_spec::runtime::Process;
-use protocol::{guest::SandboxStatsResponse, sandbox::SandboxOptions};
+use protocol::{
+    guest::{PutFilesRequest, SandboxStatsResponse},
+    sandbox::SandboxOptions,
+};
 use ttrpc::context::{self, Context};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -267,6 +271,30 @@ impl SandboxConnection {
             .checkpoint(context::with_duration(deadline), &request)
             .await
             .map_err(|error| from_ttrpc("take a snapshot of sandbox", &self.id, error))?;
+        Ok(())
+    }
+
+    /// Puts the files of a volume into the guest; those there before go.
+    ///
+    /// # Errors
+    /// What the shim answers.
+    pub async fn put_files(&self, files: &PutFilesRequest) -> Result<()> {
+        let resources = Any {
+            type_url: protocol::PUT_FILES_TYPE_URL.to_owned(),
+            value: files
+                .write_to_bytes()
+                .map_err(|error| Error::with_source(ErrorKind::Internal, "encode files", error))?,
+            ..Any::default()
+        };
+        let request = UpdateTaskRequest {
+            id: self.id.clone(),
+            resources: MessageField::some(resources),
+            ..UpdateTaskRequest::default()
+        };
+        self.task
+            .update(self.request(), &request)
+            .await
+            .map_err(|error| from_ttrpc("put files into sandbox", &self.id, error))?;
         Ok(())
     }
 

@@ -9,6 +9,7 @@ pub mod assembly;
 pub mod bundle;
 pub mod client;
 pub mod exec;
+pub mod files;
 pub mod oci;
 pub mod sealed;
 pub mod shim;

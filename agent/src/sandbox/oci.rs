@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    group::spec::{ContainerSpec, EnvValue, GroupSpec, VolumeSource},
+    group::spec::{ContainerSpec, EnvValue, GroupSpec, VolumeMount, VolumeSource},
 };
 
 /// The capabilities containerd gives a container.
@@ -164,6 +164,7 @@ pub fn environment(
     for variable in &container.env {
         let value = match &variable.value {
             EnvValue::Literal(text) => expand(text, |name| own.get(name).cloned()),
+            EnvValue::Key(key) => String::from_utf8_lossy(key.value.bytes()).into_owned(),
             EnvValue::Field(path) => field(group, path, facts)
                 .ok_or_else(|| {
                     Error::new(
@@ -171,7 +172,8 @@ pub fn environment(
                         format!(
                             "container {}: env {}: field path {path:?} is not known: give metadata.name, \
                              metadata.namespace, metadata.uid, metadata.labels['KEY'], metadata.annotations['KEY'], \
-                             spec.nodeName, status.podIP, status.podIPs or status.hostIP",
+                             spec.nodeName, spec.serviceAccountName, status.podIP, status.podIPs, status.hostIP \
+                             or status.hostIPs",
                             container.name, variable.name
                         ),
                     )
@@ -218,7 +220,7 @@ pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     out
 }
 
-fn field(group: &GroupSpec, path: &str, facts: &GroupFacts) -> Option<String> {
+pub(super) fn field(group: &GroupSpec, path: &str, facts: &GroupFacts) -> Option<String> {
     let subscript = |name: &str| {
         path.strip_prefix(name)?
             .strip_prefix("['")?
@@ -352,7 +354,48 @@ fn standard_mounts() -> Vec<Value> {
     ]
 }
 
-fn volume_mounts(group: &GroupSpec, container: &ContainerSpec) -> Result<Vec<Value>> {
+/// The part of a volume that is mounted. `lookup` knows the container's variables.
+fn sub_path(
+    container: &ContainerSpec,
+    mount: &VolumeMount,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<Option<String>> {
+    let Some(path) = &mount.sub_path else {
+        return Ok(None);
+    };
+    if !mount.is_sub_path_expr {
+        return Ok(Some(path.clone()));
+    }
+    let invalid = |problem: String| {
+        Error::new(
+            ErrorKind::InvalidArgument,
+            format!("container {}: subPathExpr {path:?}: {problem}", container.name),
+        )
+    };
+    let missing = std::cell::RefCell::new(None);
+    let expanded = expand(path, |name| {
+        let value = lookup(name);
+        if value.is_none() {
+            missing.replace(Some(name.to_owned()));
+        }
+        value
+    });
+    if let Some(name) = missing.into_inner() {
+        return Err(invalid(format!("the container has no variable {name:?}")));
+    }
+    if expanded.is_empty() || expanded.starts_with('/') || expanded.split('/').any(|part| part == "..") {
+        return Err(invalid(
+            "its value is not a relative path without '..'".to_owned(),
+        ));
+    }
+    Ok(Some(expanded))
+}
+
+fn volume_mounts(
+    group: &GroupSpec,
+    container: &ContainerSpec,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<Value>> {
     let mut mounts = Vec::new();
     for mount in &container.volume_mounts {
         let volume = group
@@ -368,23 +411,35 @@ fn volume_mounts(group: &GroupSpec, container: &ContainerSpec) -> Result<Vec<Val
                     ),
                 )
             })?;
-        let VolumeSource::EmptyDir {
-            memory,
-            size_limit_bytes,
-        } = &volume.source;
         let mut options = vec![if mount.read_only { "ro" } else { "rw" }.to_owned()];
-        if *memory {
-            options.push("medium=memory".to_owned());
-        }
-        if let Some(bytes) = size_limit_bytes {
-            options.push(format!("size={bytes}"));
-        }
-        if let Some(path) = &mount.sub_path {
+        let kind = match &volume.source {
+            VolumeSource::EmptyDir {
+                memory,
+                size_limit_bytes,
+            } => {
+                if *memory {
+                    options.push("medium=memory".to_owned());
+                }
+                if let Some(bytes) = size_limit_bytes {
+                    options.push(format!("size={bytes}"));
+                }
+                if let Some(gid) = group.fs_group {
+                    options.push(format!("gid={gid}"));
+                }
+                protocol::EMPTYDIR_MOUNT_TYPE
+            }
+            // Nobody writes to them, as in Kubernetes.
+            VolumeSource::Files(_) => {
+                options = vec!["ro".to_owned(), "nosuid".to_owned()];
+                protocol::FILES_MOUNT_TYPE
+            }
+        };
+        if let Some(path) = sub_path(container, mount, &lookup)? {
             options.push(format!("subpath={path}"));
         }
         mounts.push(json!({
             "destination": mount.mount_path,
-            "type": protocol::EMPTYDIR_MOUNT_TYPE,
+            "type": kind,
             "source": volume.name,
             "options": options,
         }));
@@ -439,8 +494,16 @@ pub fn container_spec(
     if !container.command.is_empty() || !container.args.is_empty() {
         expanded.args = resolved.args.iter().map(|arg| expand(arg, lookup)).collect();
     }
+    if group.supplemental_groups.is_strict {
+        expanded.additional_gids.clear();
+    }
+    for gid in group.supplemental_groups.ids.iter().chain(&group.fs_group) {
+        if !expanded.additional_gids.contains(gid) {
+            expanded.additional_gids.push(*gid);
+        }
+    }
     let mut mounts = standard_mounts();
-    mounts.extend(volume_mounts(group, container)?);
+    mounts.extend(volume_mounts(group, container, lookup)?);
     // As the kubelet has it on cgroup v2: a container that is out of memory ends as a whole. Without one of its processes
     // it would go on in a state that nobody wrote it for, and its end, if any, would not name the reason.
     let mut resources = json!({
@@ -512,7 +575,7 @@ pub fn exec_process(container: &Spec, command: &[String], tty: bool) -> Result<P
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::group::spec::{EnvVar, Size, VolumeMount, VolumeSpec, testing};
+    use crate::group::spec::{EnvVar, Size, VolumeSpec, testing};
 
     fn facts() -> GroupFacts {
         GroupFacts {
@@ -647,6 +710,7 @@ mod tests {
             name: "data".into(),
             mount_path: "/data".into(),
             sub_path: None,
+            is_sub_path_expr: false,
             read_only: true,
         }];
         let spec = container_spec(&group, &group.containers[0], "c", &resolved(&["x"]), &facts()).unwrap();
@@ -659,6 +723,49 @@ mod tests {
         assert_eq!(mount["options"], json!(["ro", "medium=memory", "size=4096"]));
         group.containers[0].volume_mounts[0].name = "other".into();
         assert!(container_spec(&group, &group.containers[0], "c", &resolved(&["x"]), &facts()).is_err());
+    }
+
+    #[test]
+    fn volumes_of_a_group_with_groups() {
+        let mut group = testing::group("g", 1);
+        group.fs_group = Some(2000);
+        group.supplemental_groups.ids = vec![7, 2000, 9];
+        group.volumes = vec![VolumeSpec {
+            name: "v".into(),
+            source: VolumeSource::EmptyDir {
+                memory: false,
+                size_limit_bytes: None,
+            },
+        }];
+        group.containers[0].env = vec![literal("DIR", "a"), literal("UP", "..")];
+        group.containers[0].volume_mounts = vec![VolumeMount {
+            name: "v".into(),
+            mount_path: "/v".into(),
+            sub_path: Some("x/$(DIR)".into()),
+            is_sub_path_expr: true,
+            read_only: false,
+        }];
+        let mut image = resolved(&["x"]);
+        image.additional_gids = vec![5, 7];
+        let build = |group: &GroupSpec| container_spec(group, &group.containers[0], "c", &image, &facts());
+        let groups = |group: &GroupSpec| {
+            let value = serde_json::to_value(build(group).unwrap()).unwrap();
+            (
+                value["process"]["user"]["additionalGids"].clone(),
+                value["mounts"].clone(),
+            )
+        };
+        let (gids, mounts) = groups(&group);
+        assert_eq!(gids, json!([5, 7, 2000, 9]));
+        let options = &mounts.as_array().unwrap().last().unwrap()["options"];
+        assert_eq!(*options, json!(["rw", "gid=2000", "subpath=x/a"]));
+        group.supplemental_groups.is_strict = true;
+        assert_eq!(groups(&group).0, json!([7, 2000, 9]));
+        for (path, problem) in [("$(NO)", "no variable \"NO\""), ("$(UP)/b", "without '..'")] {
+            group.containers[0].volume_mounts[0].sub_path = Some(path.into());
+            let error = build(&group).unwrap_err();
+            assert!(error.message.contains(problem), "{error}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Messages to domain types and back.
 
 use protocol::guest::{
-    ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerStatsResponse, Event, GetEventsResponse,
-    NetworkStats, SandboxStatsResponse, Slice as SliceMessage, event::Kind,
+    ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerStatsResponse, Event, File as FileMessage,
+    GetEventsResponse, NetworkStats, SandboxStatsResponse, Slice as SliceMessage, event::Kind,
 };
 use serde::de::DeserializeOwned;
 
@@ -13,7 +13,7 @@ use crate::{
     identity::{Id, Identity, Ids, Origin},
     network::Interface,
     stats::{ContainerStats, SandboxStats},
-    storage::Slice,
+    storage::{File, Slice},
 };
 
 /// Reads an OCI document; `field` is its name in messages.
@@ -34,6 +34,16 @@ pub(super) fn slice(field: &str, message: Option<&SliceMessage>) -> Result<Optio
         )
     };
     message.map(parse).transpose()
+}
+
+/// The files of a volume.
+pub(super) fn files(messages: Vec<FileMessage>) -> Vec<File> {
+    let file = |message: FileMessage| File {
+        path: message.path,
+        mode: message.mode,
+        content: message.content,
+    };
+    messages.into_iter().map(file).collect()
 }
 
 /// Checks what the host gives the sandbox.

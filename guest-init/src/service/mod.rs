@@ -14,8 +14,8 @@ use protocol::{
     guest::{
         ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerRequest, ContainerStatsResponse,
         CreateContainerRequest, CreateProcessRequest, Empty, GetEventsRequest, GetEventsResponse,
-        ListProcessesResponse, ProcessRequest, ResizeTerminalRequest, SandboxStatsResponse, ShutdownRequest,
-        SignalProcessRequest, StartProcessResponse, WaitProcessResponse,
+        ListProcessesResponse, ProcessRequest, PutFilesRequest, ResizeTerminalRequest, SandboxStatsResponse,
+        ShutdownRequest, SignalProcessRequest, StartProcessResponse, WaitProcessResponse,
     },
     guest_ttrpc::{Guest, create_guest},
 };
@@ -108,6 +108,16 @@ impl Guest for Service {
 
     async fn thaw(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         empty(self.sandbox.containers().and_then(Containers::thaw))
+    }
+
+    async fn put_files(&self, _: &TtrpcContext, request: PutFilesRequest) -> ttrpc::Result<Empty> {
+        let (volume, gid) = (request.volume, request.gid);
+        let files = convert::files(request.files);
+        empty(
+            self.sandbox
+                .containers()
+                .and_then(|containers| containers.put_files(&volume, &files, gid)),
+        )
     }
 
     async fn create_container(

@@ -1,7 +1,9 @@
 //! What containers keep data on: image slices, the scratch slice, volumes. Every mount the guest init makes for itself
 //! is made here, below one directory.
 
+mod files;
 mod slice;
+mod subpath;
 mod volume;
 
 use std::{
@@ -12,7 +14,10 @@ use std::{
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-pub use self::slice::{Disks, Slice};
+pub use self::{
+    files::File,
+    slice::{Disks, Slice},
+};
 use crate::{
     container::spec,
     error::{Context, Error, ErrorKind, Result},
@@ -43,6 +48,8 @@ pub struct Rootfs {
     container: PathBuf,
     /// Slices in use: the image, then those of mounts.
     slices: Vec<SliceKey>,
+    /// Mounts that hold parts of volumes.
+    pins: Vec<PathBuf>,
 }
 
 impl Storage {
@@ -53,6 +60,7 @@ impl Storage {
     pub fn prepare(directory: &Path, disks: Disks) -> Result<Self> {
         for name in [
             "containers",
+            "files",
             "images",
             "scratch/containers",
             "scratch/volumes",
@@ -100,6 +108,7 @@ impl Storage {
             upper: writable.join("upper"),
             container,
             slices: Vec::new(),
+            pins: Vec::new(),
         };
         let result = self.build_rootfs(&mut rootfs, &writable, image, mounts);
         match result {
@@ -145,7 +154,14 @@ impl Storage {
         .context(|| format!("mount the overlay {options:?} at {}", rootfs.path.display()))?;
         for (index, mount) in mounts.iter_mut().enumerate() {
             let source = match mount.kind.as_str() {
-                volume::KIND => self.volume(index, mount)?,
+                volume::KIND => {
+                    let path = self.volume(index, mount)?;
+                    pin(rootfs, index, mount, path, true)?
+                }
+                files::KIND => {
+                    let path = self.files(index, mount)?;
+                    pin(rootfs, index, mount, path, false)?
+                }
                 slice::KIND => {
                     let (slice, below) = slice::parse_mount(index, mount)?;
                     self.acquire(slice, rootfs)?.join(below)
@@ -166,6 +182,9 @@ impl Storage {
     /// When something is still in use.
     pub fn remove_rootfs(&mut self, rootfs: &Rootfs) -> Result<()> {
         unmount_if_mounted(&rootfs.path)?;
+        for pin in rootfs.pins.iter().rev() {
+            unmount_if_mounted(pin)?;
+        }
         for key in &rootfs.slices {
             self.release(key)?;
         }
@@ -246,6 +265,31 @@ impl Storage {
         result
     }
 
+    /// Makes the volume of files `name` hold `files` and no others; they get the group `gid`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` names what is wrong; the volume is as it was.
+    pub fn put_files(&self, name: &str, files: &[File], gid: Option<u32>) -> Result<()> {
+        volume::check_name("volume", name)?;
+        files::put(&self.directory.join("files").join(name), files, gid)
+    }
+
+    /// The directory of a volume of files.
+    fn files(&self, index: usize, mount: &spec::Mount) -> Result<PathBuf> {
+        volume::check_name(&format!("mounts[{index}].source"), &mount.source)?;
+        let path = self.directory.join("files").join(&mount.source);
+        if !path.is_dir() {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!(
+                    "mounts[{index}].source is {:?}: no files were put there",
+                    mount.source
+                ),
+            ));
+        }
+        Ok(path)
+    }
+
     /// The directory of a shared volume, made when first used.
     fn volume(&mut self, index: usize, mount: &spec::Mount) -> Result<PathBuf> {
         let wanted = volume::parse(index, mount)?;
@@ -253,17 +297,30 @@ impl Storage {
             let volumes = self.scratch().join("volumes");
             fs::create_dir_all(&volumes).context(|| format!("make {}", volumes.display()))?;
             let path = volumes.join(&wanted.name);
-            volume::make_directory(&path)?;
+            volume::make_directory(&path, wanted.gid)?;
             return Ok(path);
         }
         let path = self.directory.join("volumes").join(&wanted.name);
         if !self.memory_volumes.contains(&wanted.name) {
             fs::create_dir_all(&path).context(|| format!("make {}", path.display()))?;
-            volume::mount_memory(&path, wanted.size_bytes)?;
+            volume::mount_memory(&path, &wanted)?;
             self.memory_volumes.push(wanted.name);
         }
         Ok(path)
     }
+}
+
+/// What to mount of the volume at `path`: all of it, or the part that the mount's `subpath` names, held by a mount.
+fn pin(rootfs: &mut Rootfs, index: usize, mount: &spec::Mount, path: PathBuf, make: bool) -> Result<PathBuf> {
+    let mut options = mount.options.iter();
+    let Some(below) = options.find_map(|option| option.strip_prefix("subpath=")) else {
+        return Ok(path);
+    };
+    let target = rootfs.container.join("parts").join(index.to_string());
+    let field = format!("mounts[{index}].options: subpath");
+    subpath::pin(&field, &path, below, &target, make)?;
+    rootfs.pins.push(target.clone());
+    Ok(target)
 }
 
 fn unmount_if_mounted(path: &Path) -> Result<()> {

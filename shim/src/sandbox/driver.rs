@@ -22,7 +22,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind, Result},
     events::{Publisher, TaskEvent},
-    guest::{CallError, Guest, GuestEvent, ProcessEnd, ProcessKey, SandboxStats},
+    guest::{CallError, Guest, GuestEvent, ProcessEnd, ProcessKey, SandboxStats, VolumeFiles},
     persist::{Bundle, VMM_PID_FILE},
     vmm::VmExit,
 };
@@ -474,6 +474,17 @@ impl Driver {
         self.begin(async move {
             let stats = guest.sandbox_stats().await;
             complete(move |_| drop(reply.send(stats)))
+        });
+    }
+
+    pub(super) fn put_files(&mut self, files: VolumeFiles, reply: Reply<()>) {
+        let guest = match self.ready_vm() {
+            Ok(vm) => vm.guest.clone(),
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        self.begin(async move {
+            let put = guest.put_files(&files).await;
+            complete(move |_| drop(reply.send(put)))
         });
     }
 

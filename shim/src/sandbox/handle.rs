@@ -16,7 +16,7 @@ use crate::{
     console,
     error::{Error, ErrorKind, Result},
     events::Publisher,
-    guest::{ContainerStats, ProcessEnd, ProcessKey, SandboxStats},
+    guest::{ContainerStats, ProcessEnd, ProcessKey, SandboxStats, VolumeFiles},
     persist::{Bundle, CONSOLE_FILE},
 };
 
@@ -178,6 +178,14 @@ impl SandboxHandle {
     pub async fn checkpoint(&self, directory: PathBuf) -> Result<()> {
         self.ask(|driver, reply| driver.checkpoint(directory, reply))
             .await
+    }
+
+    /// Puts the files of a volume into the guest.
+    ///
+    /// # Errors
+    /// The guest's.
+    pub async fn put_files(&self, files: VolumeFiles) -> Result<()> {
+        self.ask(|driver, reply| driver.put_files(files, reply)).await
     }
 
     /// Prepares a container; returns the process id tasks show.

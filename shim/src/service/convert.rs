@@ -14,7 +14,7 @@ use protocol::sandbox as options;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    guest::{ContainerStats, Identity, Interface, SandboxStats},
+    guest::{ContainerStats, Identity, Interface, SandboxStats, VolumeFiles},
     resource::network::parse_mac,
     sandbox::spec::{ContainerSpec, ExecSpec, SandboxSpec, StartKind},
     stdio::{Sink, StdioSpec},
@@ -273,6 +273,17 @@ pub fn container_metrics(stats: &ContainerStats) -> Result<Any> {
 pub fn sandbox_metrics(mut stats: SandboxStats) -> Result<Any> {
     stats.mut_unknown_fields().clear();
     pack(protocol::SANDBOX_STATS_TYPE_URL, &stats)
+}
+
+/// The files of a volume.
+///
+/// # Errors
+/// `InvalidArgument` when the message can't be read.
+pub fn files(message: &[u8]) -> Result<VolumeFiles> {
+    VolumeFiles::parse_from_bytes(message).map_err(|error| {
+        let context = format!("read {}", protocol::PUT_FILES_TYPE_URL);
+        Error::with_source(ErrorKind::InvalidArgument, context, error)
+    })
 }
 
 fn pack(type_url: &str, message: &impl Message) -> Result<Any> {

@@ -227,7 +227,13 @@ impl Task for TaskService {
         Ok(Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        unimplemented("Update")
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let resources = request.resources.into_option().unwrap_or_default();
+        if request.id != self.sandbox_id || resources.type_url != protocol::PUT_FILES_TYPE_URL {
+            return unimplemented("Update");
+        }
+        let files = convert::files(&resources.value).map_err(to_ttrpc)?;
+        self.sandbox.put_files(files).await.map_err(to_ttrpc)?;
+        Ok(Empty::new())
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct FakeGuest {
     /// Image slices of containers, in the order of their creation.
     pub(crate) slices: Mutex<Vec<api::Slice>>,
     pub(crate) configured: Mutex<Option<api::ConfigureSandboxRequest>>,
+    /// Volumes of files, in the order they were put.
+    pub(crate) files: Mutex<Vec<api::PutFilesRequest>>,
     /// Kills to report as OOM kills, by container.
     pub(crate) oom: watch::Sender<Vec<String>>,
     /// Set by Shutdown: the VM powers off.
@@ -130,6 +132,11 @@ fn key_of(request: &api::ProcessRequest) -> Key {
 
 #[async_trait]
 impl guest_ttrpc::Guest for FakeGuest {
+    async fn put_files(&self, _: &TtrpcContext, request: api::PutFilesRequest) -> ttrpc::Result<api::Empty> {
+        self.files.lock().unwrap().push(request);
+        Ok(api::Empty::new())
+    }
+
     async fn configure_sandbox(
         &self,
         _: &TtrpcContext,

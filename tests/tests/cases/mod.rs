@@ -8,6 +8,7 @@ pub(crate) mod life;
 pub(crate) mod recovery;
 pub(crate) mod refusals;
 pub(crate) mod standby;
+pub(crate) mod volumes;
 
 /// A container's script that says something and goes on until it is told to end.
 const SAY_HELLO: &str = "echo hello; trap 'exit 0' TERM; sleep 100000 & wait";

@@ -47,11 +47,9 @@ pub(super) async fn get(State(engine): Shared, Path(group): Path<String>) -> Ans
     )
 }
 
-/// Registry passwords are for pulling, not for reading.
+/// Passwords and secrets are for the group, not for reading.
 fn without_secrets(mut group: Group) -> Group {
-    for credential in &mut group.spec.registry_credentials {
-        credential.password = String::new();
-    }
+    group.spec.hide_secrets();
     group
 }
 

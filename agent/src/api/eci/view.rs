@@ -152,10 +152,22 @@ fn volumes(group: &Group) -> Value {
     let volumes = group.spec.volumes.iter().map(|volume| {
         let mut object = Map::new();
         object.insert("Name".into(), json!(volume.name));
-        let VolumeSource::EmptyDir {
-            memory,
-            size_limit_bytes,
-        } = &volume.source;
+        let (memory, size_limit_bytes) = match &volume.source {
+            VolumeSource::EmptyDir {
+                memory,
+                size_limit_bytes,
+            } => (memory, size_limit_bytes),
+            VolumeSource::Files(files) => {
+                // Contents may be secrets: they are not given out again.
+                let paths = files.files.iter().map(|file| json!({"Path": file.path}));
+                object.insert("Type".into(), json!("ConfigFileVolume"));
+                object.insert(
+                    "ConfigFileVolumeConfigFileToPaths".into(),
+                    paths.collect::<Vec<_>>().into(),
+                );
+                return Value::Object(object);
+            }
+        };
         object.insert("Type".into(), json!("EmptyDirVolume"));
         if *memory {
             object.insert("EmptyDirVolumeMedium".into(), json!("Memory"));
@@ -178,6 +190,11 @@ fn container(spec: &ContainerSpec, status: &ContainerStatus) -> Value {
             "Key": variable.name,
             "ValueFrom": {"FieldRef": {"FieldPath": field}},
         }),
+        // ECI has no words for where it is from, and a secret's value is not given out again.
+        EnvValue::Key(value) if value.is_secret => json!({"Key": variable.name}),
+        EnvValue::Key(value) => {
+            json!({"Key": variable.name, "Value": String::from_utf8_lossy(value.value.bytes())})
+        }
     });
     let ports = spec
         .ports

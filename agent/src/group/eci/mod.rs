@@ -4,6 +4,7 @@
 pub mod params;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -13,7 +14,7 @@ use super::{
     size::{SizeTable, Wanted},
     spec::{
         ContainerSpec, DnsSpec, Door, EnvValue, EnvVar, GroupSpec, ImagePullPolicy, PortSpec,
-        RegistryCredential, RestartPolicy, Size, VolumeMount, VolumeSource, VolumeSpec,
+        RegistryCredential, RestartPolicy, Size, SupplementalGroups, VolumeMount, VolumeSource, VolumeSpec,
     },
     validate,
     violation::{ViolationKind, Violations},
@@ -129,6 +130,8 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
         termination_grace_period_seconds: grace,
         registry_credentials,
         sysctls,
+        fs_group: None,
+        supplemental_groups: SupplementalGroups::default(),
         door: Door::Eci,
     };
     // What is missing was noted where it was read; don't say it twice.
@@ -384,6 +387,7 @@ fn convert_container(reader: &Reader<'_>, index: usize) -> ContainerSpec {
                     name: item.required("Name"),
                     mount_path: item.required("MountPath"),
                     sub_path: item.word("SubPath").map(str::to_owned),
+                    is_sub_path_expr: false,
                     read_only: item.flag("ReadOnly").unwrap_or(false),
                 }
             })
@@ -426,13 +430,19 @@ fn convert_volume(reader: &Reader<'_>) -> VolumeSpec {
             &kind,
             "not supported: use EmptyDirVolume, or bring the files in the image",
         ),
-        "NFSVolume" | "ConfigFileVolume" | "FlexVolume" | "DiskVolume" => reader.note(
+        "ConfigFileVolume" => return volumes::config_files(reader),
+        "NFSVolume" | "FlexVolume" | "DiskVolume" => reader.note(
             ViolationKind::Unsupported,
             "Type",
             &kind,
-            "not supported yet; valid: EmptyDirVolume",
+            "not supported yet; valid: EmptyDirVolume or ConfigFileVolume",
         ),
-        _ => reader.note(ViolationKind::Invalid, "Type", &kind, "valid: EmptyDirVolume"),
+        _ => reader.note(
+            ViolationKind::Invalid,
+            "Type",
+            &kind,
+            "valid: EmptyDirVolume or ConfigFileVolume",
+        ),
     }
     let empty_dir = reader.object("EmptyDirVolume");
     let memory = match empty_dir.word("Medium") {

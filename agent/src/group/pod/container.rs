@@ -2,12 +2,13 @@
 
 use k8s_openapi::{
     api::core::v1::{
-        Container, ContainerPort, EnvVar as PodEnvVar, EnvVarSource, PodSecurityContext,
-        ResourceRequirements, SecurityContext, VolumeMount as PodVolumeMount,
+        Container, ContainerPort, EnvVar as PodEnvVar, PodSecurityContext, ResourceRequirements,
+        SecurityContext, VolumeMount as PodVolumeMount,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
 
+use super::sources::Sources;
 use crate::group::{
     quantity,
     size::Wanted,
@@ -22,6 +23,8 @@ pub(super) struct Sizes {
     pub(super) wanted: Wanted,
     /// Limits only.
     pub(super) limit: Wanted,
+    /// Requests only.
+    pub(super) request: Wanted,
 }
 
 /// Converts a container; its size is left open, the group's has to be known first.
@@ -29,6 +32,7 @@ pub(super) fn convert(
     container: Container,
     path: &str,
     pod: &PodSecurityContext,
+    sources: &Sources<'_>,
     found: &mut Violations,
 ) -> (ContainerSpec, Sizes) {
     let Container {
@@ -64,11 +68,6 @@ pub(super) fn convert(
             found.add(ViolationKind::Unsupported, format!("{path}.{field}"), "", instead);
         }
     };
-    refuse(
-        env_from.is_some_and(|list| !list.is_empty()),
-        "envFrom",
-        "not supported yet; write the values into env",
-    );
     refuse(
         lifecycle.is_some_and(|hooks| hooks.post_start.is_some() || hooks.pre_stop.is_some()),
         "lifecycle",
@@ -110,17 +109,17 @@ pub(super) fn convert(
     let sizes = resources.map_or_else(Sizes::default, |resources| {
         read_resources(&resources, &format!("{path}.resources"), found)
     });
+    let mut variables = sources.env_from(env_from, path, found);
+    for (index, variable) in env.unwrap_or_default().into_iter().enumerate() {
+        let path = format!("{path}.env[{index}]");
+        variables.extend(convert_env(variable, &name, &path, sources, found));
+    }
     let spec = ContainerSpec {
         image_pull_policy: pull_policy(image_pull_policy.as_deref(), &image, path, found),
         command: command.unwrap_or_default(),
         args: args.unwrap_or_default(),
         working_dir: working_dir.filter(|directory| !directory.is_empty()),
-        env: env
-            .unwrap_or_default()
-            .into_iter()
-            .enumerate()
-            .map(|(index, variable)| convert_env(variable, &format!("{path}.env[{index}]"), found))
-            .collect(),
+        env: variables,
         ports: ports
             .unwrap_or_default()
             .into_iter()
@@ -358,10 +357,18 @@ pub(super) fn read_resources(resources: &ResourceRequirements, path: &str, found
             memory_bytes: limit.memory_bytes.or(request.memory_bytes),
         },
         limit,
+        request,
     }
 }
 
-fn convert_env(variable: PodEnvVar, path: &str, found: &mut Violations) -> EnvVar {
+/// `None` for a variable whose value is optional and not there.
+fn convert_env(
+    variable: PodEnvVar,
+    container: &str,
+    path: &str,
+    sources: &Sources<'_>,
+    found: &mut Violations,
+) -> Option<EnvVar> {
     let PodEnvVar {
         name,
         value,
@@ -377,48 +384,10 @@ fn convert_env(variable: PodEnvVar, path: &str, found: &mut Violations) -> EnvVa
                     "both value and valueFrom are given; valid: one",
                 );
             }
-            convert_env_source(source, path, found)
+            sources.env_value(source, container, path, found)?
         }
     };
-    EnvVar { name, value }
-}
-
-fn convert_env_source(source: EnvVarSource, path: &str, found: &mut Violations) -> EnvValue {
-    let EnvVarSource {
-        config_map_key_ref,
-        field_ref,
-        file_key_ref,
-        resource_field_ref,
-        secret_key_ref,
-    } = source;
-    for (refused, kind) in [
-        (config_map_key_ref.is_some(), "configMapKeyRef"),
-        (file_key_ref.is_some(), "fileKeyRef"),
-        (resource_field_ref.is_some(), "resourceFieldRef"),
-        (secret_key_ref.is_some(), "secretKeyRef"),
-    ] {
-        if refused {
-            found.add(
-                ViolationKind::Unsupported,
-                format!("{path}.valueFrom.{kind}"),
-                "",
-                "not supported yet; write the value, or use fieldRef",
-            );
-            return EnvValue::Literal(String::new());
-        }
-    }
-    match field_ref {
-        Some(field) => EnvValue::Field(field.field_path),
-        None => {
-            found.add(
-                ViolationKind::Missing,
-                format!("{path}.valueFrom"),
-                "",
-                "names no source; valid: fieldRef",
-            );
-            EnvValue::Literal(String::new())
-        }
-    }
+    Some(EnvVar { name, value })
 }
 
 fn convert_port(port: ContainerPort, path: &str, found: &mut Violations) -> Option<PortSpec> {
@@ -464,31 +433,41 @@ fn convert_mount(mount: PodVolumeMount, path: &str, found: &mut Violations) -> V
         sub_path,
         sub_path_expr,
     } = mount;
-    for (refused, field, instead) in [
-        (
-            mount_propagation.is_some_and(|propagation| propagation != "None"),
-            "mountPropagation",
+    if let Some(propagation) = mount_propagation.filter(|propagation| propagation != "None") {
+        found.add(
+            ViolationKind::Unsupported,
+            format!("{path}.mountPropagation"),
+            propagation,
             "not supported; valid: None",
+        );
+    }
+    let read_only = read_only.unwrap_or(false);
+    // What is mounted read-only here is so with all below it.
+    match recursive_read_only.as_deref() {
+        None | Some("" | "Disabled") => {}
+        Some("Enabled" | "IfPossible") if read_only => {}
+        Some(other @ ("Enabled" | "IfPossible")) => found.invalid(
+            format!("{path}.recursiveReadOnly"),
+            other,
+            "the mount is not read-only; valid: with readOnly: true",
         ),
-        (
-            recursive_read_only.is_some_and(|value| value != "Disabled"),
-            "recursiveReadOnly",
-            "not supported; valid: Disabled",
+        Some(other) => found.invalid(
+            format!("{path}.recursiveReadOnly"),
+            other,
+            "valid: Disabled, IfPossible or Enabled",
         ),
-        (
-            sub_path_expr.is_some_and(|value| !value.is_empty()),
-            "subPathExpr",
-            "not supported yet; use subPath",
-        ),
-    ] {
-        if refused {
-            found.add(ViolationKind::Unsupported, format!("{path}.{field}"), "", instead);
-        }
+    }
+    let expression = sub_path_expr.filter(|path| !path.is_empty());
+    let sub_path = sub_path.filter(|path| !path.is_empty());
+    if let (Some(_), Some(expression)) = (&sub_path, &expression) {
+        let problem = "subPath is given too; valid: one of the two";
+        found.invalid(format!("{path}.subPathExpr"), expression, problem);
     }
     VolumeMount {
         name,
         mount_path,
-        sub_path: sub_path.filter(|path| !path.is_empty()),
-        read_only: read_only.unwrap_or(false),
+        is_sub_path_expr: expression.is_some(),
+        sub_path: expression.or(sub_path),
+        read_only,
     }
 }

@@ -1,9 +1,13 @@
-//! Pod text, YAML or JSON, with mistakes placed by line, column and field.
+//! The text of a Pod and of the ConfigMaps and Secrets it refers to, YAML or JSON, with mistakes placed by line, column
+//! and field.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::place::{self, Step};
+use super::{
+    objects::Manifest,
+    place::{self, Step},
+};
 
 /// Why text is no Pod.
 #[derive(Debug, thiserror::Error)]
@@ -16,11 +20,19 @@ pub enum ManifestError {
         /// The parser's words, with line and column.
         problem: String,
     },
-    /// Not exactly one document.
-    #[error("holds {count} documents; valid: one Pod")]
-    Documents {
+    /// Not exactly one Pod.
+    #[error("holds {count} Pods; valid: one Pod, with the ConfigMaps and Secrets it refers to")]
+    Pods {
         /// How many.
         count: usize,
+    },
+    /// A ConfigMap or Secret that can't be used.
+    #[error("document {position}: {problem}")]
+    Object {
+        /// Counted from 1.
+        position: usize,
+        /// What is wrong.
+        problem: String,
     },
     /// Something other than a Pod.
     #[error("{field}: {value:?}: valid: {valid}")]
@@ -40,75 +52,118 @@ pub enum ManifestError {
         /// The parser's words, with line and column.
         problem: String,
     },
-    /// Fields a Pod does not have.
-    #[error("{}: no such field in a Pod (is it misspelt, or indented wrongly?)", .fields.join(", "))]
+    /// Fields that such a document does not have.
+    #[error("{}: no such field (is it misspelt, or indented wrongly?)", .fields.join(", "))]
     UnknownFields {
         /// Their paths, with lines.
         fields: Vec<String>,
     },
 }
 
-/// Parses the text of one Pod, YAML or JSON.
+/// What a document is.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Pod,
+    ConfigMap,
+    Secret,
+}
+
+/// Parses the text of one Pod, YAML or JSON; in YAML with ConfigMaps and Secrets as further documents.
 ///
 /// # Errors
 /// What is wrong and where.
-pub fn parse_manifest(text: &str) -> Result<Pod, ManifestError> {
-    if text.trim_start().starts_with('{') {
+pub fn parse_manifest(text: &str) -> Result<Manifest, ManifestError> {
+    if text.trim_start().starts_with('{') && !text.contains("\n---") {
         let syntax = |error: serde_json::Error| ManifestError::Syntax {
             format: "JSON",
             problem: error.to_string(),
         };
         let value: serde_json::Value = serde_json::from_str(text).map_err(syntax)?;
-        check_kind(|field| value.get(field)?.as_str().map(str::to_owned))?;
+        if !matches!(
+            kind_of(|field| value.get(field)?.as_str().map(str::to_owned))?,
+            Kind::Pod
+        ) {
+            return Err(ManifestError::Pods { count: 0 });
+        }
         let line = |steps: &[Step]| {
             let error = place::error_at(&mut serde_json::Deserializer::from_str(text), steps);
             error.map(|error| error.line())
         };
-        return typed(&mut serde_json::Deserializer::from_str(text), line);
+        let pod: Pod = typed(&mut serde_json::Deserializer::from_str(text), line)?;
+        return Ok(pod.into());
     }
     let syntax = |error: serde_yaml_ng::Error| ManifestError::Syntax {
         format: "YAML",
         problem: error.to_string(),
     };
-    let mut documents = Vec::new();
-    for document in serde_yaml_ng::Deserializer::from_str(text) {
+    let mut manifest = Manifest::default();
+    let mut pods = 0;
+    for (position, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
         let value = serde_yaml_ng::Value::deserialize(document).map_err(syntax)?;
-        documents.push(value);
+        // A trailing or leading `---` makes an empty document.
+        if value.is_null() {
+            continue;
+        }
+        if !value.is_mapping() {
+            return Err(ManifestError::Syntax {
+                format: "YAML",
+                problem:
+                    "the document is not a mapping; valid: a Pod with apiVersion, kind, metadata and spec"
+                        .into(),
+            });
+        }
+        let added = match kind_of(|field| value.get(field)?.as_str().map(str::to_owned))? {
+            Kind::Pod => {
+                pods += 1;
+                manifest.pod = yaml(text, position)?;
+                Ok(())
+            }
+            Kind::ConfigMap => manifest
+                .objects
+                .add_config_map(yaml::<ConfigMap>(text, position)?),
+            Kind::Secret => manifest.objects.add_secret(yaml::<Secret>(text, position)?),
+        };
+        added.map_err(|problem| ManifestError::Object {
+            position: position + 1,
+            problem,
+        })?;
     }
-    // A trailing or leading `---` makes an empty document.
-    let positions: Vec<_> = (0..documents.len())
-        .filter(|index| !documents[*index].is_null())
-        .collect();
-    let [position] = positions[..] else {
-        return Err(ManifestError::Documents {
-            count: positions.len(),
-        });
-    };
-    let document = &documents[position];
-    if !document.is_mapping() {
-        return Err(ManifestError::Syntax {
-            format: "YAML",
-            problem: "the document is not a mapping; valid: a Pod with apiVersion, kind, metadata and spec"
-                .into(),
-        });
+    if pods == 1 {
+        Ok(manifest)
+    } else {
+        Err(ManifestError::Pods { count: pods })
     }
-    check_kind(|field| document.get(field)?.as_str().map(str::to_owned))?;
+}
+
+/// The YAML document at `position`.
+fn yaml<T: DeserializeOwned>(text: &str, position: usize) -> Result<T, ManifestError> {
     let document = || serde_yaml_ng::Deserializer::from_str(text).nth(position);
     let line = |steps: &[Step]| {
         let error = place::error_at(document()?, steps)?;
         error.location().map(|location| location.line())
     };
-    typed(document().ok_or(ManifestError::Documents { count: 0 })?, line)
+    typed(document().ok_or(ManifestError::Pods { count: 0 })?, line)
 }
 
-fn check_kind(read: impl Fn(&str) -> Option<String>) -> Result<(), ManifestError> {
-    for (field, valid) in [("apiVersion", "v1"), ("kind", "Pod")] {
-        let value = read(field).unwrap_or_default();
-        if value != valid {
-            return Err(ManifestError::Kind { field, value, valid });
-        }
+fn kind_of(read: impl Fn(&str) -> Option<String>) -> Result<Kind, ManifestError> {
+    let version = read("apiVersion").unwrap_or_default();
+    if version != "v1" {
+        return Err(ManifestError::Kind {
+            field: "apiVersion",
+            value: version,
+            valid: "v1",
+        });
     }
-    Ok(())
+    match read("kind").unwrap_or_default().as_str() {
+        "Pod" => Ok(Kind::Pod),
+        "ConfigMap" => Ok(Kind::ConfigMap),
+        "Secret" => Ok(Kind::Secret),
+        other => Err(ManifestError::Kind {
+            field: "kind",
+            value: other.to_owned(),
+            valid: "Pod, and beside it ConfigMap and Secret",
+        }),
+    }
 }
 
 /// Reads a value that may have no fields but those of its type. `line` tells where a field stands.

@@ -3,23 +3,27 @@
 
 mod container;
 mod manifest;
+mod objects;
 mod place;
+mod sources;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::{
-    api::core::v1::{HostAlias, Pod, PodDNSConfig, PodSecurityContext, PodSpec, Volume},
-    apimachinery::pkg::api::resource::Quantity,
-};
+use k8s_openapi::api::core::v1::{Container, HostAlias, PodDNSConfig, PodSecurityContext, PodSpec};
 
 pub(super) use self::container::default_pull_policy;
-pub use self::manifest::{ManifestError, parse_manifest};
+use self::sources::Sources;
+pub use self::{
+    manifest::{ManifestError, parse_manifest},
+    objects::{Manifest, Objects},
+};
 use super::{
     quantity,
     size::{SizeTable, Wanted},
-    spec::{DnsSpec, Door, GroupSpec, RestartPolicy, Size, VolumeSource, VolumeSpec},
+    spec::{DnsSpec, Door, GroupSpec, RestartPolicy, Size, SupplementalGroups},
     validate,
     violation::{ViolationKind, Violations},
 };
@@ -33,8 +37,9 @@ const DEFAULT_GRACE_SECONDS: i64 = 30;
 ///
 /// # Errors
 /// All mistakes found, each with its field.
-pub fn to_group(pod: Pod, table: &SizeTable) -> Result<GroupSpec, Violations> {
+pub fn to_group(manifest: impl Into<Manifest>, table: &SizeTable) -> Result<GroupSpec, Violations> {
     let mut found = Violations::default();
+    let Manifest { pod, objects } = manifest.into();
     let metadata = pod.metadata;
     let name = match (metadata.name, metadata.generate_name) {
         (Some(name), _) => name,
@@ -51,12 +56,13 @@ pub fn to_group(pod: Pod, table: &SizeTable) -> Result<GroupSpec, Violations> {
         return Err(found);
     };
     let annotations = metadata.annotations.unwrap_or_default();
-    let group = convert(spec, name, annotations, table, &mut found);
+    let namespace = metadata
+        .namespace
+        .filter(|namespace| !namespace.is_empty())
+        .unwrap_or_else(|| "default".into());
+    let group = convert(spec, name, annotations, (&objects, &namespace), table, &mut found);
     let group = GroupSpec {
-        namespace: metadata
-            .namespace
-            .filter(|namespace| !namespace.is_empty())
-            .unwrap_or_else(|| "default".into()),
+        namespace,
         uid: metadata.uid,
         labels: metadata.labels.unwrap_or_default(),
         ..group
@@ -74,6 +80,7 @@ fn convert(
     spec: PodSpec,
     name: String,
     annotations: BTreeMap<String, String>,
+    (objects, namespace): (&Objects, &str),
     table: &SizeTable,
     found: &mut Violations,
 ) -> GroupSpec {
@@ -212,13 +219,28 @@ fn convert(
 
     let security = security_context.unwrap_or_default();
     pod_security(&security, found);
+    let (fs_group, supplemental_groups) = groups(&security, found);
 
+    let sources = {
+        // What is wrong with sizes is found below.
+        let unheard = &mut Violations::default();
+        let own = own_size(&annotations, resources.as_ref(), table, unheard);
+        let read = |container: &Container| {
+            let resources = container.resources.as_ref();
+            resources.map_or_else(Wanted::default, |resources| {
+                container::read_resources(resources, "", &mut Violations::default()).wanted
+            })
+        };
+        let wanted: Vec<_> = containers.iter().map(read).collect();
+        let size = validate::choose_size(Door::Pod, own, &wanted, table, unheard);
+        Sources::new(objects, namespace, &containers, size)
+    };
     let mut wanted = Vec::new();
     let mut limits = Vec::new();
     let mut converted = Vec::new();
     for (index, container) in containers.into_iter().enumerate() {
         let path = format!("spec.containers[{index}]");
-        let (container, sizes) = container::convert(container, &path, &security, found);
+        let (container, sizes) = container::convert(container, &path, &security, &sources, found);
         wanted.push(sizes.wanted);
         limits.push(sizes.limit);
         converted.push(container);
@@ -252,7 +274,7 @@ fn convert(
             .unwrap_or_default()
             .into_iter()
             .enumerate()
-            .map(|(index, volume)| convert_volume(volume, index, found))
+            .map(|(index, volume)| volumes::convert(volume, index, &sources, found))
             .collect(),
         restart_policy: convert_restart_policy(restart_policy.as_deref(), found),
         size,
@@ -271,6 +293,8 @@ fn convert(
             .into_iter()
             .map(|sysctl| (sysctl.name, sysctl.value))
             .collect(),
+        fs_group,
+        supplemental_groups,
         door: Door::Pod,
         name,
         annotations,
@@ -300,8 +324,9 @@ fn is_some_and_not_empty<T>(list: &Option<Vec<T>>) -> bool {
 fn pod_security(security: &PodSecurityContext, found: &mut Violations) {
     let PodSecurityContext {
         app_armor_profile,
-        fs_group,
-        fs_group_change_policy: _,
+        // Taken over by the group.
+        fs_group: _,
+        fs_group_change_policy,
         // Taken over by each container.
         run_as_group: _,
         run_as_non_root: _,
@@ -309,7 +334,7 @@ fn pod_security(security: &PodSecurityContext, found: &mut Violations) {
         se_linux_change_policy: _,
         se_linux_options,
         seccomp_profile,
-        supplemental_groups,
+        supplemental_groups: _,
         supplemental_groups_policy: _,
         // Taken over by the group.
         sysctls: _,
@@ -333,11 +358,6 @@ fn pod_security(security: &PodSecurityContext, found: &mut Violations) {
         "not supported; valid: RuntimeDefault or Unconfined",
     );
     refuse(
-        fs_group.is_some(),
-        "fsGroup",
-        "not supported yet; set the owner in a container's command",
-    );
-    refuse(
         se_linux_options.is_some(),
         "seLinuxOptions",
         "not supported in a microVM",
@@ -350,15 +370,47 @@ fn pod_security(security: &PodSecurityContext, found: &mut Violations) {
         "not supported; valid: RuntimeDefault or Unconfined",
     );
     refuse(
-        is_some_and_not_empty(supplemental_groups),
-        "supplementalGroups",
-        "not supported yet; set runAsGroup",
-    );
-    refuse(
         windows_options.is_some(),
         "windowsOptions",
         "not supported: Linux only",
     );
+    // Volumes are new with the group, so both come to the same.
+    if let Some(policy) = fs_group_change_policy
+        && !["Always", "OnRootMismatch"].contains(&policy.as_str())
+    {
+        found.invalid(
+            "spec.securityContext.fsGroupChangePolicy",
+            policy,
+            "valid: Always or OnRootMismatch",
+        );
+    }
+}
+
+/// The groups of all processes: that of the volumes, and others.
+fn groups(security: &PodSecurityContext, found: &mut Violations) -> (Option<u32>, SupplementalGroups) {
+    let mut id = |value: i64, field: String| match u32::try_from(value) {
+        Ok(id) if id < u32::MAX => Some(id),
+        _ => {
+            let field = format!("spec.securityContext.{field}");
+            found.invalid(field, value, "valid: 0 to 4294967294");
+            None
+        }
+    };
+    let fs_group = security.fs_group.and_then(|value| id(value, "fsGroup".into()));
+    let ids = security.supplemental_groups.iter().flatten().enumerate();
+    let ids = ids
+        .filter_map(|(index, value)| id(*value, format!("supplementalGroups[{index}]")))
+        .collect();
+    let is_strict = match security.supplemental_groups_policy.as_deref() {
+        None | Some("" | "Merge") => false,
+        Some("Strict") => true,
+        Some(other) => {
+            let field = "spec.securityContext.supplementalGroupsPolicy";
+            found.invalid(field, other, "valid: Merge or Strict");
+            false
+        }
+    };
+    (fs_group, SupplementalGroups { ids, is_strict })
 }
 
 /// The group's own size: the annotation, or the Pod's own resources.
@@ -487,72 +539,5 @@ fn convert_dns(
             found.invalid("spec.dnsPolicy", other, "valid: Default, ClusterFirst or None");
             None
         }
-    }
-}
-
-fn convert_volume(volume: Volume, index: usize, found: &mut Violations) -> VolumeSpec {
-    let path = format!("spec.volumes[{index}]");
-    // The kinds are two dozen optional fields; as JSON they are the keys beside the name.
-    let value = serde_json::to_value(&volume).unwrap_or_default();
-    let kinds = value
-        .as_object()
-        .into_iter()
-        .flat_map(|object| object.keys())
-        .filter(|key| *key != "name" && *key != "emptyDir");
-    for kind in kinds {
-        let (violation, instead) = match kind.as_str() {
-            "hostPath" => (
-                ViolationKind::Restricted,
-                "not supported: use emptyDir, or bring the files in the image".to_owned(),
-            ),
-            "configMap" | "secret" | "projected" | "downwardAPI" => (
-                ViolationKind::Unsupported,
-                "not supported yet; valid: emptyDir; pass the values by env".to_owned(),
-            ),
-            "persistentVolumeClaim" | "nfs" | "csi" | "ephemeral" | "image" => (
-                ViolationKind::Unsupported,
-                "not supported yet; valid: emptyDir".to_owned(),
-            ),
-            _ => (
-                ViolationKind::Unsupported,
-                "not supported; valid: emptyDir".to_owned(),
-            ),
-        };
-        found.add(violation, format!("{path}.{kind}"), "", instead);
-    }
-    let mut memory = false;
-    let mut size_limit_bytes = None;
-    if let Some(empty_dir) = volume.empty_dir {
-        match empty_dir.medium.as_deref() {
-            None | Some("") => {}
-            Some("Memory") => memory = true,
-            Some(other) => found.invalid(
-                format!("{path}.emptyDir.medium"),
-                other,
-                "valid: Memory, or nothing for the disk",
-            ),
-        }
-        if let Some(Quantity(text)) = empty_dir.size_limit {
-            match quantity::parse_units(&text) {
-                Ok(bytes) => size_limit_bytes = Some(bytes),
-                Err(error) => {
-                    found.invalid(format!("{path}.emptyDir.sizeLimit"), text, error.to_string());
-                }
-            }
-        }
-    } else if value.as_object().is_some_and(|object| object.len() <= 1) {
-        found.add(
-            ViolationKind::Missing,
-            path,
-            &volume.name,
-            "the volume has no kind; valid: emptyDir",
-        );
-    }
-    VolumeSpec {
-        name: volume.name,
-        source: VolumeSource::EmptyDir {
-            memory,
-            size_limit_bytes,
-        },
     }
 }

@@ -1,3 +1,5 @@
+mod sources;
+
 use super::*;
 use crate::group::spec::{EnvValue, GroupSpec};
 
@@ -206,11 +208,11 @@ fn wrong_values_name_field_and_what_is_valid() {
         ),
         (
             "    envFrom: [{configMapRef: {name: x}}]",
-            "envFrom: not supported yet",
+            "envFrom[0].configMapRef.name: \"x\": no such ConfigMap in namespace default",
         ),
         (
             "    env: [{name: X, valueFrom: {secretKeyRef: {name: x, key: y}}}]",
-            "env[0].valueFrom.secretKeyRef",
+            "env[0].valueFrom.secretKeyRef.name: \"x\": no such Secret in namespace default",
         ),
         (
             "    env: [{name: X, valueFrom: {fieldRef: {fieldPath: status.phase}}}]",
@@ -252,7 +254,7 @@ fn wrong_values_name_field_and_what_is_valid() {
         ),
         (
             "  volumes: [{name: v, configMap: {name: x}}]",
-            "spec.volumes[0].configMap: not supported yet",
+            "spec.volumes[0].configMap.name: \"x\": no such ConfigMap",
         ),
         (
             "  volumes: [{name: v}]",
@@ -321,8 +323,10 @@ fn mistakes_in_the_text_are_placed() {
         "apiVersion: v1\nkind: Service\n",
         &["kind: \"Service\": valid: Pod"],
     );
-    refused("", &["holds 0 documents"]);
-    refused("a: 1\n---\nb: 2\n", &["holds 2 documents"]);
+    refused("", &["holds 0 Pods"]);
+    refused("a: 1\n---\nb: 2\n", &["apiVersion: \"\": valid: v1"]);
+    let pod = with_container("");
+    refused(&format!("{pod}\n---\n{pod}"), &["holds 2 Pods"]);
     refused("hello", &["not a mapping"]);
     refused("{\"a\": }", &["not valid JSON", "line 1 column"]);
     refused(
