@@ -84,7 +84,8 @@ fn main() -> ExitCode {
         },
         volumes::{
             files_of_a_manifest_arrive_and_secrets_stay_secret,
-            parts_of_volumes_do_not_lead_out_of_them,
+            volumes_belong_to_the_group_of_the_pod,
+            a_link_does_not_lead_out_of_a_volume,
         },
         doors::{
             the_official_sdk_drives_a_live_group,

@@ -60,7 +60,6 @@ impl Storage {
     pub fn prepare(directory: &Path, disks: Disks) -> Result<Self> {
         for name in [
             "containers",
-            "files",
             "images",
             "scratch/containers",
             "scratch/volumes",
@@ -271,7 +270,10 @@ impl Storage {
     /// `InvalidArgument` names what is wrong; the volume is as it was.
     pub fn put_files(&self, name: &str, files: &[File], gid: Option<u32>) -> Result<()> {
         volume::check_name("volume", name)?;
-        files::put(&self.directory.join("files").join(name), files, gid)
+        // Made when first needed: the start waits for what is made before.
+        let all = self.directory.join("files");
+        fs::create_dir_all(&all).context(|| format!("make {}", all.display()))?;
+        files::put(&all.join(name), files, gid)
     }
 
     /// The directory of a volume of files.

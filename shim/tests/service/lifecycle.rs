@@ -3,14 +3,17 @@
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::{
-    api::{KillRequest, PidsRequest, ShutdownRequest, StateRequest, StatsRequest, Status, WaitRequest},
+    api::{
+        KillRequest, PidsRequest, ShutdownRequest, StateRequest, StatsRequest, Status, UpdateTaskRequest,
+        WaitRequest,
+    },
     cgroups_v2::metrics::Metrics,
     sandbox_api::{
         PingRequest, SandboxMetricsRequest, ShutdownSandboxRequest, StopSandboxRequest, WaitSandboxRequest,
     },
 };
-use protobuf::Message;
-use protocol::guest::SandboxStatsResponse;
+use protobuf::{Message, well_known_types::any::Any};
+use protocol::guest::{File, PutFilesRequest, SandboxStatsResponse};
 use ttrpc::Code;
 use vmm::config::{Extent, SliceDisk};
 
@@ -354,6 +357,56 @@ async fn a_failed_start_says_why_and_leaves_nothing() {
         assert!(status.info["console"].contains("Kernel panic"));
         assert_eq!(wait_sandbox(&bench).await, 137);
         assert!(!bench.path("vmm.pid").exists());
+    }
+}
+
+#[tokio::test]
+async fn files_of_volumes_are_put_into_the_guest() {
+    let bench = Bench::new(Behaviour::Boots).await;
+    bench.create_sandbox().await;
+    let files = PutFilesRequest {
+        volume: "conf".into(),
+        files: vec![File {
+            path: "a".into(),
+            mode: 0o600,
+            content: b"x".to_vec(),
+            ..Default::default()
+        }],
+        gid: Some(7),
+        ..Default::default()
+    };
+    let update = |id: &str, type_url: &str, value: Vec<u8>| UpdateTaskRequest {
+        id: id.into(),
+        resources: protobuf::MessageField::some(Any {
+            type_url: type_url.into(),
+            value,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let good = update(
+        SANDBOX_ID,
+        protocol::PUT_FILES_TYPE_URL,
+        files.write_to_bytes().unwrap(),
+    );
+    let early = code(bench.task.update(soon(), &good).await.unwrap_err());
+    assert_eq!(early.0, Code::FAILED_PRECONDITION, "{}", early.1);
+    bench.start_sandbox().await.unwrap();
+    bench.task.update(soon(), &good).await.unwrap();
+    assert_eq!(*bench.vm().guest.files.lock().unwrap(), [files]);
+    for (request, expected) in [
+        (
+            update("c1", protocol::PUT_FILES_TYPE_URL, Vec::new()),
+            Code::UNIMPLEMENTED,
+        ),
+        (update(SANDBOX_ID, "other", Vec::new()), Code::UNIMPLEMENTED),
+        (
+            update(SANDBOX_ID, protocol::PUT_FILES_TYPE_URL, vec![255]),
+            Code::INVALID_ARGUMENT,
+        ),
+    ] {
+        let (refused, message) = code(bench.task.update(soon(), &request).await.unwrap_err());
+        assert_eq!(refused, expected, "{message}");
     }
 }
 

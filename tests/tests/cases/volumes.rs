@@ -102,26 +102,73 @@ pub(crate) fn files_of_a_manifest_arrive_and_secrets_stay_secret(stage: &mut Sta
     host.remove("files")
 }
 
-pub(crate) fn parts_of_volumes_do_not_lead_out_of_them(stage: &mut Stage) -> Result<()> {
+pub(crate) fn volumes_belong_to_the_group_of_the_pod(stage: &mut Stage) -> Result<()> {
     let host = &stage.host;
-    let plant = "ln -s /proc/self/root /v/root; ln -s ../../../../../.. /v/up; echo shared > /v/file; mkdir /v/dir; \
-                 echo planted; trap 'exit 0' TERM; sleep 100000 & wait";
-    let pod = Pod::new("parts")
-        .spec(json!({ "volumes": [{ "name": "v", "emptyDir": {} }] }))
-        .container_with(
-            "main",
-            &stage.tools(),
-            plant,
-            json!({ "volumeMounts": [{ "name": "v", "mountPath": "/v" }, { "name": "v", "mountPath": "/new", "subPath": "made/here" }] }),
-        );
-    host.create(&pod)?;
-    // The directory was made, is in the volume, and all may write to it.
-    let found = said(
-        host,
-        "parts",
-        "main",
-        "echo x > /new/f && cat /v/made/here/f && stat -c %a /new",
-    )?;
-    ensure!(found == "x\n777\n", "{found:?}");
-    host.remove("parts")
+    let fields = json!({
+        "volumeMounts": [
+            { "name": "disk", "mountPath": "/disk" },
+            { "name": "memory", "mountPath": "/memory" },
+            { "name": "login", "mountPath": "/login" },
+            { "name": "disk", "mountPath": "/new", "subPathExpr": "made/$(WHERE)" },
+            { "name": "disk", "mountPath": "/still", "readOnly": true, "recursiveReadOnly": "Enabled" },
+        ],
+        "env": [{ "name": "WHERE", "value": "here" }],
+    });
+    let pod = Pod::new("owners")
+        .spec(json!({
+            "securityContext": { "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 2000, "supplementalGroups": [3000] },
+            "volumes": [
+                { "name": "disk", "emptyDir": {} },
+                { "name": "memory", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } },
+                { "name": "login", "secret": { "secretName": "login", "defaultMode": 0o400 } },
+            ],
+        }))
+        .container_with("main", &stage.tools(), SAY_HELLO, fields);
+    let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "login" },
+        "stringData": { "password": PASSWORD } });
+    let manifest = format!("---\n{}\n---\n{secret}\n", pod.manifest());
+    host.ecictl_with(&["create", "-f", "-"], manifest.as_bytes())?
+        .success()?;
+    for (script, expected) in [
+        ("id -G", "1000 3000 2000\n"),
+        (
+            "echo x > /disk/f; echo y > /memory/f; stat -c %g /disk/f /memory/f",
+            "2000\n2000\n",
+        ),
+        // Made through the volume, with its owner and permissions.
+        (
+            "echo z > /new/f && stat -c '%a %g' /disk/made/here; cat /disk/made/here/f",
+            "2777 2000\nz\n",
+        ),
+        ("touch /still/f 2>/dev/null || echo no", "no\n"),
+        // The group can read what only its owner, root, could.
+        ("cat /login/password", PASSWORD),
+        (
+            "dd if=/dev/zero of=/memory/big bs=64k count=32 2>&1 | grep -c 'No space'",
+            "1\n",
+        ),
+    ] {
+        let found = said(host, "owners", "main", script)?;
+        ensure!(found == expected, "{script:?} says {found:?}, not {expected:?}");
+    }
+    host.remove("owners")
+}
+
+pub(crate) fn a_link_does_not_lead_out_of_a_volume(stage: &mut Stage) -> Result<()> {
+    let host = &stage.host;
+    // The first run puts a link to the guest's root where the next run's mount is to come from.
+    let plant = "mv /v/part /v/old && ln -s /proc/1/root /v/part; exit 1";
+    let mounts = json!([
+        { "name": "v", "mountPath": "/v" },
+        { "name": "v", "mountPath": "/part", "subPath": "part/etc" },
+    ]);
+    let pod = Pod::new("escape")
+        .spec(json!({ "restartPolicy": "OnFailure", "volumes": [{ "name": "v", "emptyDir": {} }] }))
+        .container_with("main", &stage.tools(), plant, json!({ "volumeMounts": mounts }));
+    host.ecictl_with(&["create", "--no-wait", "-f", "-"], pod.manifest().as_bytes())?
+        .success()?;
+    host.wait_group("escape", "the refusal of the link", |group| {
+        group.to_string().contains("leads out of the volume")
+    })?;
+    host.remove("escape")
 }

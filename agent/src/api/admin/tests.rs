@@ -170,12 +170,14 @@ async fn snapshots_are_taken_listed_restored_and_removed() {
 async fn eci_requests_are_accepted_as_json() {
     let agent = start().await;
     let body = r#"{"ContainerGroupName": "job", "Container": [{"Image": "busybox"}],
-        "ImageRegistryCredential": [{"Server": "r", "UserName": "u", "Password": "hunter2"}]}"#;
+        "ImageRegistryCredential": [{"Server": "r", "UserName": "u", "Password": "hunter2"}],
+        "Volume": [{"Name": "v", "Type": "ConfigFileVolume", "ConfigFileVolume": {
+            "ConfigFileToPath": [{"Path": "a", "Content": "aHVudGVyMg=="}]}}]}"#;
     let (status, text) = call(&agent, Method::POST, "/v1/groups", groups::ECI_JSON, body).await;
     assert_eq!(status, 201, "{text}");
     let (_, text) = get(&agent, "/v1/groups/job").await;
     assert!(
-        text.contains("\"username\":\"u\"") && !text.contains("hunter2"),
+        text.contains("\"username\":\"u\"") && !text.contains("hunter2") && !text.contains("aHVudGVyMg"),
         "{text}"
     );
 }

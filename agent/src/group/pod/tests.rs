@@ -1,3 +1,4 @@
+mod forms;
 mod sources;
 
 use super::*;
@@ -102,6 +103,29 @@ spec:
         side.image_pull_policy,
         crate::group::spec::ImagePullPolicy::Always
     );
+}
+
+#[test]
+fn groups_and_parts_of_volumes_are_taken_over() {
+    let spec = group(&with_spec(
+        "  securityContext: {fsGroup: 2000, fsGroupChangePolicy: OnRootMismatch, supplementalGroups: [5, 6], \
+         supplementalGroupsPolicy: Strict}
+  volumes: [{name: v, emptyDir: {}}]
+  containers:
+  - name: c
+    image: x
+    volumeMounts:
+    - {name: v, mountPath: /a, subPathExpr: $(HOSTNAME)/x}
+    - {name: v, mountPath: /b, readOnly: true, recursiveReadOnly: Enabled, mountPropagation: None}
+",
+    ))
+    .unwrap();
+    assert_eq!(spec.fs_group, Some(2000));
+    assert_eq!(spec.supplemental_groups.ids, [5, 6]);
+    assert!(spec.supplemental_groups.is_strict);
+    let mounts = &spec.containers[0].volume_mounts;
+    assert!(mounts[0].is_sub_path_expr && mounts[0].sub_path.as_deref() == Some("$(HOSTNAME)/x"));
+    assert!(mounts[1].read_only && !mounts[1].is_sub_path_expr);
 }
 
 #[test]
@@ -285,6 +309,22 @@ fn wrong_values_name_field_and_what_is_valid() {
             "sysctls[kernel.panic]",
         ),
         ("  imagePullSecrets: [{name: x}]", "spec.imagePullSecrets"),
+        (
+            "  securityContext: {fsGroup: -1}",
+            "spec.securityContext.fsGroup: \"-1\": valid: 0 to 4294967294",
+        ),
+        (
+            "  securityContext: {supplementalGroups: [1, -2]}",
+            "spec.securityContext.supplementalGroups[1]: \"-2\"",
+        ),
+        (
+            "  securityContext: {supplementalGroupsPolicy: Some}",
+            "supplementalGroupsPolicy: \"Some\": valid: Merge or Strict",
+        ),
+        (
+            "  securityContext: {fsGroupChangePolicy: Never}",
+            "fsGroupChangePolicy: \"Never\": valid: Always or OnRootMismatch",
+        ),
     ] {
         refused(
             &with_spec(&format!("{spec}\n  containers: [{{name: c, image: x}}]\n")),
