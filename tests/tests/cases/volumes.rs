@@ -130,7 +130,7 @@ pub(crate) fn volumes_belong_to_the_group_of_the_pod(stage: &mut Stage) -> Resul
     host.ecictl_with(&["create", "-f", "-"], manifest.as_bytes())?
         .success()?;
     for (script, expected) in [
-        ("id -G", "1000 3000 2000\n"),
+        ("id -G", "1000 2000 3000\n"),
         (
             "echo x > /disk/f; echo y > /memory/f; stat -c %g /disk/f /memory/f",
             "2000\n2000\n",
