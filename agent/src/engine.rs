@@ -34,6 +34,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Asks for the end of a group: SIGTERM, grace, SIGKILL, removal. Returns once the wish is durable; `wait` returns
     /// only when everything of the group is gone. `grace_seconds` overrides the spec's.
     async fn delete(&self, id: &GroupId, grace_seconds: Option<u64>, wait: bool) -> Result<()>;
+    /// Ends all containers of a pending or running group, and starts them again in order, in the same sandbox. Returns once
+    /// the wish is durable.
+    async fn restart(&self, id: &GroupId) -> Result<()>;
     /// Takes a snapshot of a running group, which goes on.
     async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo>;
     /// All snapshots, oldest first.

@@ -269,6 +269,7 @@ impl Host {
         };
         let mut containers = vec![ContainerRecord::default(); spec.containers.len()];
         if let Some(snapshot) = snapshot {
+            status.initialized = true;
             containers = snapshots::records(snapshot);
             for ((status, captured), record) in status
                 .containers
@@ -285,6 +286,9 @@ impl Host {
             ip,
             deleting: None,
             sandbox_running: false,
+            restarting: None,
+            failed: false,
+            ending_since_ms: None,
             restores: snapshot.map(|snapshot| snapshot.id.clone()),
             containers,
             group: Group { id, status, spec },
@@ -469,6 +473,10 @@ impl Engine for Host {
             while follow.changed().await.is_ok() {}
         }
         Ok(())
+    }
+
+    async fn restart(&self, id: &GroupId) -> Result<()> {
+        self.handle(id)?.restart().await
     }
 
     async fn exec(&self, id: &GroupId, request: ExecRequest) -> Result<ExecSession> {

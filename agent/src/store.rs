@@ -32,6 +32,15 @@ pub struct Record {
     pub deleting: Option<u64>,
     /// Its sandbox was started and not stopped.
     pub sandbox_running: bool,
+    /// All its containers are to begin anew, asked for at this time, Unix milliseconds.
+    #[serde(default)]
+    pub restarting: Option<u64>,
+    /// It has failed as a whole, whatever its containers do.
+    #[serde(default)]
+    pub failed: bool,
+    /// When its containers began to be ended, Unix milliseconds: their grace counts from here.
+    #[serde(default)]
+    pub ending_since_ms: Option<u64>,
     /// It goes on from this snapshot, and does not run yet.
     #[serde(default)]
     pub restores: Option<SnapshotId>,
@@ -232,6 +241,9 @@ mod tests {
             ip: Some(Ipv4Addr::new(10, 89, 0, 2)),
             deleting: None,
             sandbox_running: false,
+            restarting: None,
+            failed: false,
+            ending_since_ms: None,
             restores: None,
             containers: vec![ContainerRecord::default(); 2],
         }

@@ -37,7 +37,24 @@ impl Pod {
 
     /// Adds a container that runs a shell script, with further fields.
     #[must_use]
-    pub fn container_with(mut self, name: &str, image: &str, script: &str, fields: Value) -> Self {
+    pub fn container_with(self, name: &str, image: &str, script: &str, fields: Value) -> Self {
+        self.in_list("containers", name, image, script, fields)
+    }
+
+    /// Adds an init container that runs a shell script, with further fields.
+    #[must_use]
+    pub fn init_container(self, name: &str, image: &str, script: &str, fields: Value) -> Self {
+        self.in_list("initContainers", name, image, script, fields)
+    }
+
+    /// Sets a field of the specification.
+    #[must_use]
+    pub fn with(mut self, field: &str, value: Value) -> Self {
+        self.manifest["spec"][field] = value;
+        self
+    }
+
+    fn in_list(mut self, list: &str, name: &str, image: &str, script: &str, fields: Value) -> Self {
         let mut container = json!({
             "name": name,
             "image": image,
@@ -47,7 +64,11 @@ impl Pod {
         if let (Some(container), Value::Object(fields)) = (container.as_object_mut(), fields) {
             container.extend(fields);
         }
-        if let Some(containers) = self.manifest["spec"]["containers"].as_array_mut() {
+        let containers = &mut self.manifest["spec"][list];
+        if containers.is_null() {
+            *containers = json!([]);
+        }
+        if let Some(containers) = containers.as_array_mut() {
             containers.push(container);
         }
         self

@@ -49,6 +49,11 @@ fn main() -> ExitCode {
             leftovers_of_every_kind_are_seen,
             twenty_runs_leave_nothing_behind,
         },
+        lifecycle::{
+            init_containers_and_sidecars_take_turns,
+            a_restarted_group_begins_anew_in_order,
+            a_group_fails_with_its_init_container_and_at_its_deadline,
+        },
         exec::{
             a_hundred_thousand_lines_arrive_complete_and_in_order,
             exit_codes_come_back_exactly,

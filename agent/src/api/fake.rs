@@ -24,7 +24,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result},
     group::{
-        pod,
+        conditions, pod,
         size::SizeTable,
         spec::{GroupSpec, ImagePullPolicy, RegistryCredential},
         status::{ContainerState, ContainerStatus, Event, EventKind, Group, GroupId, GroupStatus, Phase},
@@ -48,6 +48,7 @@ fn running(id: GroupId, spec: GroupSpec, at_ms: u64) -> Group {
         state: ContainerState::Running { started_at_ms: at_ms },
         previous: None,
         restart_count: 0,
+        started: true,
         ready: true,
         image_digest: Some(format!("sha256:{}", "0".repeat(64))),
         container_id: Some(format!("{}-{}", id.as_str(), container.name)),
@@ -61,7 +62,7 @@ fn running(id: GroupId, spec: GroupSpec, at_ms: u64) -> Group {
         first_ms: at_ms,
         last_ms: at_ms,
     };
-    Group {
+    let mut group = Group {
         status: GroupStatus {
             phase: Phase::Running,
             reason: String::new(),
@@ -70,12 +71,16 @@ fn running(id: GroupId, spec: GroupSpec, at_ms: u64) -> Group {
             started_at_ms: Some(at_ms),
             finished_at_ms: None,
             ip: Some("10.89.0.2".into()),
+            initialized: true,
+            conditions: Vec::new(),
             containers: containers.collect(),
             events: vec![event("Pulled"), event("Started")],
         },
         id,
         spec,
-    }
+    };
+    conditions::update(&mut group.status, &group.spec, at_ms);
+    group
 }
 
 fn snapshot(group: &Group) -> SnapshotInfo {
@@ -235,6 +240,11 @@ impl Engine for FakeEngine {
         self.groups
             .send_modify(|groups| groups.retain(|group| group.id != *id));
         Ok(())
+    }
+
+    async fn restart(&self, id: &GroupId) -> Result<()> {
+        self.record("restart");
+        self.get(id).await.map(drop)
     }
 
     async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo> {

@@ -19,7 +19,9 @@ use k8s_openapi::{
 };
 
 use crate::group::{
+    conditions::Condition,
     files::FileOrigin,
+    lifecycle::Role,
     quantity,
     spec::{
         ContainerSpec, DnsSpec, EnvValue, EnvVar, GroupSpec, ImagePullPolicy, RestartPolicy, VolumeSource,
@@ -67,6 +69,8 @@ pub(super) fn phase(group: &Group) -> &'static str {
     match group.status.phase {
         Phase::Scheduling | Phase::Pending => "Pending",
         Phase::Running => "Running",
+        Phase::Restarting if group.status.initialized => "Running",
+        Phase::Restarting => "Pending",
         Phase::Succeeded => "Succeeded",
         Phase::Failed => "Failed",
         // Kubernetes has no phase for it.
@@ -77,58 +81,15 @@ pub(super) fn phase(group: &Group) -> &'static str {
 
 /// The conditions of the Pod.
 pub(super) fn conditions(group: &Group) -> Vec<PodCondition> {
-    let status = &group.status;
-    let started = status.started_at_ms.is_some();
-    let all_ready =
-        status.phase == Phase::Running && status.containers.iter().all(|container| container.ready);
-    let scheduled = status.phase != Phase::Scheduling;
-    // Containers are ready since the last of them started.
-    let ready_at = status
-        .containers
-        .iter()
-        .filter_map(|container| match container.state {
-            ContainerState::Running { started_at_ms } => Some(started_at_ms),
-            _ => None,
-        })
-        .max();
-    let since = status.started_at_ms.unwrap_or(status.created_at_ms);
-    let unready = match status.phase {
-        Phase::Succeeded => ("PodCompleted", String::new()),
-        Phase::Failed => ("PodFailed", status.message.clone()),
-        _ => {
-            let names: Vec<_> = status
-                .containers
-                .iter()
-                .filter(|container| !container.ready)
-                .map(|container| container.name.as_str())
-                .collect();
-            (
-                "ContainersNotReady",
-                format!("containers with unready status: [{}]", names.join(" ")),
-            )
-        }
-    };
-    let condition = |name: &str, holds: bool, at_ms: u64, why: (&str, String)| PodCondition {
-        type_: name.into(),
-        status: if holds { "True" } else { "False" }.into(),
-        last_transition_time: time(at_ms),
-        reason: (!holds && !why.0.is_empty()).then(|| why.0.into()),
-        message: (!holds && !why.1.is_empty()).then_some(why.1),
+    let condition = |condition: &Condition| PodCondition {
+        type_: condition.kind.name().into(),
+        status: if condition.holds { "True" } else { "False" }.into(),
+        last_transition_time: time(condition.since_ms),
+        reason: text(&condition.reason),
+        message: text(&condition.message),
         ..PodCondition::default()
     };
-    let none = || ("", String::new());
-    let ready_since = if all_ready {
-        ready_at.unwrap_or(since)
-    } else {
-        status.finished_at_ms.unwrap_or(since)
-    };
-    vec![
-        condition("PodReadyToStartContainers", started, since, none()),
-        condition("Initialized", started, since, none()),
-        condition("Ready", all_ready, ready_since, unready.clone()),
-        condition("ContainersReady", all_ready, ready_since, unready),
-        condition("PodScheduled", scheduled, status.created_at_ms, none()),
-    ]
+    group.status.conditions.iter().map(condition).collect()
 }
 
 /// The quality of service class Kubernetes derives from sizes; requests equal limits here.
@@ -144,12 +105,18 @@ pub(super) fn qos_class(spec: &GroupSpec) -> &'static str {
 
 fn pod_status(group: &Group) -> PodStatus {
     let status = &group.status;
-    let containers = group
+    let (inits, containers): (Vec<_>, Vec<_>) = group
         .spec
         .containers
         .iter()
         .zip(&status.containers)
-        .map(|(spec, status)| container_status(spec, status));
+        .partition(|(spec, _)| spec.lifecycle.role.takes_turns());
+    let view = |pairs: Vec<(&ContainerSpec, &ContainerStatus)>| -> Vec<_> {
+        let views = pairs
+            .into_iter()
+            .map(|(spec, status)| container_status(spec, status));
+        views.collect()
+    };
     PodStatus {
         phase: Some(phase(group).into()),
         conditions: Some(conditions(group)),
@@ -158,7 +125,8 @@ fn pod_status(group: &Group) -> PodStatus {
         pod_ip: status.ip.clone(),
         pod_ips: status.ip.as_ref().map(|ip| vec![PodIP { ip: ip.clone() }]),
         start_time: time(status.started_at_ms.unwrap_or(status.created_at_ms)),
-        container_statuses: Some(containers.collect()),
+        init_container_statuses: (!inits.is_empty()).then(|| view(inits)),
+        container_statuses: Some(view(containers)),
         qos_class: Some(qos_class(&group.spec).into()),
         ..PodStatus::default()
     }
@@ -179,7 +147,7 @@ fn container_status(spec: &ContainerSpec, status: &ContainerStatus) -> PodContai
             .map(|digest| format!("{}@{digest}", repository(&spec.image)))
             .unwrap_or_default(),
         ready: status.ready,
-        started: Some(matches!(status.state, ContainerState::Running { .. })),
+        started: Some(status.started),
         restart_count: i32::try_from(status.restart_count).unwrap_or(i32::MAX),
         state: Some(container_state(&status.state, id.as_ref())),
         last_state: Some(
@@ -263,8 +231,16 @@ fn pod_spec(spec: &GroupSpec, node_name: &str) -> PodSpec {
         .iter()
         .map(|id| i64::from(*id))
         .collect();
+    let (inits, containers): (Vec<_>, Vec<_>) = spec
+        .containers
+        .iter()
+        .partition(|container| container.lifecycle.role.takes_turns());
     PodSpec {
-        containers: spec.containers.iter().map(container).collect(),
+        active_deadline_seconds: spec
+            .active_deadline_seconds
+            .and_then(|seconds| i64::try_from(seconds).ok()),
+        containers: containers.into_iter().map(container).collect(),
+        init_containers: (!inits.is_empty()).then(|| inits.into_iter().map(container).collect()),
         node_name: Some(node_name.to_owned()),
         restart_policy: Some(
             match spec.restart_policy {
@@ -406,6 +382,7 @@ fn container(spec: &ContainerSpec) -> Container {
         stdin: spec.stdin.then_some(true),
         stdin_once: spec.stdin_once.then_some(true),
         tty: spec.tty.then_some(true),
+        restart_policy: (spec.lifecycle.role == Role::Sidecar).then(|| "Always".into()),
         termination_message_path: Some("/dev/termination-log".into()),
         termination_message_policy: Some("File".into()),
         ..Container::default()
@@ -555,6 +532,12 @@ spec:
     securityContext: {runAsUser: 5, runAsNonRoot: true, capabilities: {add: [NET_ADMIN], drop: [ALL]}}
     tty: true
 ";
+        let text = &text.replace(
+            "  containers:",
+            "  activeDeadlineSeconds: 9
+  initContainers: [{name: i, image: x}, {name: s, image: y, restartPolicy: Always}]
+  containers:",
+        );
         let table = SizeTable::default();
         let spec = pod_door::to_group(pod_door::parse_manifest(text).unwrap(), &table).unwrap();
         let mut group = web();

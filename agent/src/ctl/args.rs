@@ -41,6 +41,12 @@ pub(super) enum Command {
     Top(TopArgs),
     /// Show what happened to groups
     Events(EventsArgs),
+    /// End all containers of groups and start them again, in the same sandbox
+    Restart {
+        /// The groups
+        #[arg(required = true, value_name = "GROUP")]
+        groups: Vec<String>,
+    },
     /// Delete groups and wait until they are gone
     #[command(visible_alias = "delete")]
     Rm(RmArgs),

@@ -92,7 +92,7 @@ pub(super) async fn wait_until_running(
             Phase::Scheduling | Phase::Pending if !group.status.reason.is_empty() => {
                 bail!("{}", setback(&group))
             }
-            Phase::Scheduling | Phase::Pending => {}
+            Phase::Scheduling | Phase::Pending | Phase::Restarting => {}
             Phase::Running if has_waiting(&group) => {}
             Phase::Running | Phase::Succeeded => return Ok(()),
             Phase::Failed | Phase::Terminating => bail!("{}", failure(&group)),

@@ -6,6 +6,8 @@ use super::{
     list, table,
 };
 use crate::group::{
+    conditions::Condition,
+    lifecycle::Role,
     size,
     status::{ContainerState, ContainerStatus, EventKind, Group},
 };
@@ -47,6 +49,11 @@ fn render(group: &Group) -> String {
     optional("Size", Some(size::text(spec.size)));
     optional("Restart", Some(format!("{:?}", spec.restart_policy)));
     optional("Host name", Some(spec.hostname.clone()));
+    optional(
+        "Deadline",
+        spec.active_deadline_seconds
+            .map(|seconds| format!("{seconds} s after it was created")),
+    );
     optional("Created", Some(table::time(status.created_at_ms)));
     optional("Started", status.started_at_ms.map(table::time));
     optional("Finished", status.finished_at_ms.map(table::time));
@@ -56,7 +63,12 @@ fn render(group: &Group) -> String {
     }
     for (container, wanted) in status.containers.iter().zip(&spec.containers) {
         lines.push(String::new());
-        lines.push(format!("Container {}", container.name));
+        let kind = match wanted.lifecycle.role {
+            Role::App => "Container",
+            Role::Init => "Init container",
+            Role::Sidecar => "Sidecar",
+        };
+        lines.push(format!("{kind} {}", container.name));
         lines.push(nested("Image", &wanted.image));
         if let Some(digest) = &container.image_digest {
             lines.push(nested("Digest", digest));
@@ -88,6 +100,11 @@ fn render(group: &Group) -> String {
         }
     }
     lines.push(String::new());
+    lines.push("Conditions".into());
+    for condition in &status.conditions {
+        lines.push(self::condition(condition));
+    }
+    lines.push(String::new());
     lines.push("Events".into());
     let mut text = lines.join("\n");
     text.push('\n');
@@ -101,6 +118,18 @@ fn field(name: &str, value: &str) -> String {
 
 fn nested(name: &str, value: &str) -> String {
     format!("  {name:10}{}", table::clean(value))
+}
+
+fn condition(condition: &Condition) -> String {
+    let holds = if condition.holds { "yes" } else { "no" };
+    let since = table::time(condition.since_ms);
+    let line = format!(
+        "  {:26}{holds:4}since {since} {} {}",
+        condition.kind.name(),
+        condition.reason,
+        table::clean(&condition.message)
+    );
+    line.trim_end().to_owned()
 }
 
 fn restarts(container: &ContainerStatus) -> String {
@@ -171,6 +200,7 @@ mod tests {
             "Labels      app=web",
             "Container c",
             "  State     Running since 2026-01-01T00:00:00Z",
+            "  Ready                     yes since 2026-01-01T00:00:00Z",
             "Started it",
         ] {
             assert!(text.contains(part), "{part:?} is not in:\n{text}");

@@ -5,7 +5,10 @@ use super::{
     client::Client,
     table,
 };
-use crate::group::status::{Group, Phase};
+use crate::group::{
+    lifecycle::Role,
+    status::{Group, Phase},
+};
 
 pub(super) async fn run(client: &Client, args: &PsArgs) -> anyhow::Result<u8> {
     let mut groups: Vec<Group> = client.get("/v1/groups").await?;
@@ -28,11 +31,13 @@ fn render(groups: &[Group], now_ms: u64) -> String {
         .iter()
         .map(|group| {
             let status = &group.status;
-            let ready = status
-                .containers
-                .iter()
-                .filter(|container| container.ready)
-                .count();
+            // Init containers come and go: they are not counted.
+            let serving = group.spec.containers.iter().zip(&status.containers);
+            let serving: Vec<_> = serving
+                .filter(|(spec, _)| spec.lifecycle.role != Role::Init)
+                .collect();
+            let ready = serving.iter().filter(|(_, container)| container.ready).count();
+            let n_serving = serving.len();
             let restarts: u32 = status
                 .containers
                 .iter()
@@ -42,7 +47,7 @@ fn render(groups: &[Group], now_ms: u64) -> String {
                 group.id.to_string(),
                 format!("{}/{}", group.spec.namespace, group.spec.name),
                 state(group),
-                format!("{ready}/{}", group.spec.containers.len()),
+                format!("{ready}/{n_serving}"),
                 restarts.to_string(),
                 crate::group::size::text(group.spec.size),
                 status.ip.clone().unwrap_or_else(|| "-".into()),

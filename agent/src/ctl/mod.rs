@@ -9,6 +9,7 @@ mod images;
 mod list;
 mod logs;
 mod remove;
+mod restart;
 mod snapshots;
 mod table;
 mod terminal;
@@ -69,6 +70,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Exec(args) => exec::run(&client, args).await,
         Command::Top(args) => top::run(&client, &args).await,
         Command::Events(args) => describe::events(&client, &args).await,
+        Command::Restart { groups } => restart::run(&client, &groups).await,
         Command::Rm(args) => remove::run(&client, &args).await,
         Command::Snapshot(command) => snapshots::run(&client, command).await,
         Command::Restore(args) => snapshots::restore(&client, args).await,

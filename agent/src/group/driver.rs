@@ -1,5 +1,7 @@
 //! One task owns one group: it plans, begins jobs, takes in their outcomes, and writes down and publishes each state.
 
+mod ending;
+
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use tokio::{
@@ -11,13 +13,14 @@ use super::{
     backoff,
     images::LocalImage,
     jobs::{self, Outcome, Run, container_id},
-    plan::{self, Action, ContainerSeen, SandboxSeen, Seen},
+    lifecycle::Role,
+    plan::{self, Action, ContainerSeen, SandboxSeen},
     spec::{GroupSpec, ImagePullPolicy},
     status::{ContainerState, EventKind, Group, GroupId},
     view,
 };
 use crate::{
-    error::Result,
+    error::{Error, ErrorKind, Result},
     parts::{HostParts, now_ms},
     sandbox::client::{SandboxConnection, TaskState},
     snapshots::SnapshotId,
@@ -47,6 +50,9 @@ enum Command {
         grace_seconds: Option<u64>,
         accepted: oneshot::Sender<()>,
     },
+    Restart {
+        accepted: oneshot::Sender<Result<()>>,
+    },
 }
 
 /// The way to a group's driver. Clones lead to the same one.
@@ -75,6 +81,20 @@ impl GroupHandle {
             accepted,
         };
         self.commands.send(command).await.is_ok() && answer.await.is_ok()
+    }
+}
+
+impl GroupHandle {
+    /// Asks for all containers to begin anew; returns when the wish is durable.
+    ///
+    /// # Errors
+    /// `NotFound` when the group is gone, `FailedPrecondition` when it is neither `Pending` nor `Running`.
+    pub async fn restart(&self) -> Result<()> {
+        let (accepted, answer) = oneshot::channel();
+        let gone = || Error::new(ErrorKind::NotFound, "the container group is gone");
+        let command = Command::Restart { accepted };
+        self.commands.send(command).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
     }
 }
 
@@ -119,9 +139,12 @@ impl Driver {
         let containers = record
             .containers
             .iter()
-            .map(|container| Live {
+            .zip(&record.group.status.containers)
+            .map(|(container, status)| Live {
                 seen: if container.done {
-                    ContainerSeen::Done
+                    ContainerSeen::Done {
+                        well: matches!(status.state, ContainerState::Terminated { exit_code: 0, .. }),
+                    }
                 } else {
                     ContainerSeen::Idle {
                         not_before_ms: container.not_before_ms,
@@ -190,18 +213,19 @@ impl Driver {
             let Some(run) = self.record.containers[index].runs.checked_sub(1) else {
                 continue;
             };
-            if self.containers[index].seen == ContainerSeen::Done {
+            if self.containers[index].seen.is_done() {
                 continue;
             }
             let id = container_id(&self.spec.containers[index].name, run);
             match connection.state(&id).await {
                 Ok(TaskState::Running | TaskState::Stopped) => {
-                    self.containers[index].seen = ContainerSeen::Running;
                     self.containers[index].image = self.lease(index).await;
-                    let state = &self.record.group.status.containers[index].state;
-                    if !matches!(state, ContainerState::Running { .. }) {
-                        view::running(&mut self.record.group.status.containers[index], now_ms());
+                    let status = &mut self.record.group.status.containers[index];
+                    if !matches!(status.state, ContainerState::Running { .. }) {
+                        view::running(status, &self.spec.containers[index], now_ms());
                     }
+                    let has_started = status.started;
+                    self.containers[index].seen = ContainerSeen::Running { has_started };
                     if let Some(run) = self.run_of(index) {
                         self.jobs.spawn(run.watch());
                     }
@@ -240,11 +264,19 @@ impl Driver {
     /// that the caller decides when followers learn of the end.
     pub async fn run(mut self) -> watch::Sender<Arc<Published>> {
         loop {
+            self.note_initialized();
             let actions = plan::plan(&self.seen());
             for action in &actions {
                 self.mark(*action);
             }
             self.save().await;
+            // Done with being marked: they open the way for others.
+            if actions
+                .iter()
+                .any(|action| matches!(action, Action::Expire | Action::Reset))
+            {
+                continue;
+            }
             let mut wake_ms = None;
             for action in actions {
                 match action {
@@ -276,21 +308,14 @@ impl Driver {
         }
     }
 
-    fn seen(&self) -> Seen {
-        Seen {
-            now_ms: now_ms(),
-            deleting: self.record.deleting.is_some(),
-            releasing: self.releasing,
-            sandbox: self.sandbox,
-            containers: self.containers.iter().map(|container| container.seen).collect(),
-        }
-    }
-
     async fn command(&mut self, command: Command) {
-        let Command::Delete {
-            grace_seconds,
-            accepted,
-        } = command;
+        let (grace_seconds, accepted) = match command {
+            Command::Delete {
+                grace_seconds,
+                accepted,
+            } => (grace_seconds, accepted),
+            Command::Restart { accepted } => return self.restart(accepted).await,
+        };
         let grace = grace_seconds.unwrap_or(self.spec.termination_grace_period_seconds);
         let shorter = self.record.deleting.is_none_or(|before| grace < before);
         let again = self.record.deleting.is_some() && shorter;
@@ -305,10 +330,15 @@ impl Driver {
                 if self.containers[index].seen == ContainerSeen::Killing
                     && let Some(run) = self.run_of(index)
                 {
-                    self.jobs.spawn(run.kill(Duration::from_secs(grace)));
+                    let grace = self.grace();
+                    self.jobs.spawn(run.kill(grace));
                 }
             }
         }
+        self.abort_start();
+    }
+
+    fn abort_start(&mut self) {
         if let Some(starting) = self.starting.take() {
             starting.abort();
             if self.sandbox == SandboxSeen::Starting {
@@ -342,11 +372,14 @@ impl Driver {
                 view::waiting(status, view::CREATING, String::new());
             }
             Action::Kill(index) => {
+                self.record.ending_since_ms.get_or_insert(now_ms());
                 self.containers[index].seen = ContainerSeen::Killing;
                 let name = &self.spec.containers[index].name;
                 let message = format!("Stopping container {name}");
                 self.event(EventKind::Normal, "Killing", message, Some(index));
             }
+            Action::Expire => self.expire(),
+            Action::Reset => self.reset(),
             Action::Release => self.releasing = true,
             Action::WakeAt(_) => {}
         }
@@ -381,7 +414,7 @@ impl Driver {
                 }
             }
             Action::Kill(index) => {
-                let grace = Duration::from_secs(self.record.deleting.unwrap_or(0));
+                let grace = self.grace();
                 if let Some(run) = self.run_of(index) {
                     self.jobs.spawn(run.kill(grace));
                 }
@@ -389,7 +422,7 @@ impl Driver {
             Action::Release => {
                 self.jobs.spawn(jobs::release(parts, id, ip));
             }
-            Action::WakeAt(_) => {}
+            Action::Expire | Action::Reset | Action::WakeAt(_) => {}
         }
     }
 
@@ -418,12 +451,13 @@ impl Driver {
             }
             Outcome::Pulled(index, result) => self.pulled(index, result),
             Outcome::Started(index, run, result) => {
-                if self.is_current(index, run, &[ContainerSeen::Starting]) {
+                if self.is_current(index, run, |seen| seen == ContainerSeen::Starting) {
                     self.started(index, result);
                 }
             }
             Outcome::Ended(index, run, result) => {
-                if self.is_current(index, run, &[ContainerSeen::Running, ContainerSeen::Killing]) {
+                let runs = |seen| matches!(seen, ContainerSeen::Running { .. } | ContainerSeen::Killing);
+                if self.is_current(index, run, runs) {
                     match result {
                         Ok(ended) => self.ended(index, ended),
                         // The end of its sandbox, which has its own outcome with the reason.
@@ -434,9 +468,9 @@ impl Driver {
                 }
             }
             Outcome::Killed(index, run) => {
-                if self.is_current(index, run, &[ContainerSeen::Killing]) {
+                if self.is_current(index, run, |seen| seen == ContainerSeen::Killing) {
                     // Its end may be on its way; the sandbox's end is the end of it in any case.
-                    self.containers[index].seen = ContainerSeen::Done;
+                    self.containers[index].seen = ContainerSeen::Done { well: false };
                     self.record.containers[index].done = true;
                 }
             }
@@ -452,8 +486,8 @@ impl Driver {
         }
     }
 
-    fn is_current(&self, index: usize, run: u32, states: &[ContainerSeen]) -> bool {
-        self.record.containers[index].runs == run + 1 && states.contains(&self.containers[index].seen)
+    fn is_current(&self, index: usize, run: u32, state: impl FnOnce(ContainerSeen) -> bool) -> bool {
+        self.record.containers[index].runs == run + 1 && state(self.containers[index].seen)
     }
 
     fn watch_sandbox(&mut self, connection: &SandboxConnection) {
@@ -533,10 +567,10 @@ impl Driver {
         let message = format!("The group does not go on from its snapshot: {why}");
         self.event(EventKind::Warning, view::RESTORE_FAILED, message.clone(), None);
         for index in 0..self.containers.len() {
-            if self.containers[index].seen != ContainerSeen::Done {
+            if !self.containers[index].seen.is_done() {
                 self.record.containers[index].is_captured = false;
                 self.record.containers[index].done = true;
-                self.containers[index].seen = ContainerSeen::Done;
+                self.containers[index].seen = ContainerSeen::Done { well: false };
                 let status = &mut self.record.group.status.containers[index];
                 view::terminated(status, 137, None, view::RESTORE_FAILED, message.clone(), now_ms());
             }
@@ -556,21 +590,24 @@ impl Driver {
         self.record.sandbox_running = false;
         let message = format!("The sandbox died: {why}");
         self.event(EventKind::Warning, view::SANDBOX_DIED, message.clone(), None);
-        let status = &mut self.record.group.status;
-        view::SANDBOX_DIED.clone_into(&mut status.reason);
-        status.message.clone_from(&message);
+        if !self.record.failed {
+            let status = &mut self.record.group.status;
+            view::SANDBOX_DIED.clone_into(&mut status.reason);
+            status.message.clone_from(&message);
+        }
         for index in 0..self.containers.len() {
             let recorded = matches!(
                 self.record.group.status.containers[index].state,
                 ContainerState::Running { .. }
             );
             match self.containers[index].seen {
-                ContainerSeen::Running | ContainerSeen::Killing | ContainerSeen::Starting => {}
+                seen if seen.is_alive() => {}
                 ContainerSeen::Idle { .. } if recorded => {}
                 _ => continue,
             }
             self.finish(index, 137, None, view::SANDBOX_DIED, message.clone(), now_ms());
         }
+        self.initialize_again();
     }
 
     fn pulled(&mut self, index: usize, result: Result<LocalImage>) {
@@ -580,6 +617,7 @@ impl Driver {
         let image = self.spec.containers[index].image.clone();
         match result {
             Ok(local) => {
+                let wait = self.wait_reason();
                 let message = if local.was_present {
                     format!("Container image \"{image}\" already present on machine")
                 } else {
@@ -587,7 +625,7 @@ impl Driver {
                 };
                 let status = &mut self.record.group.status;
                 status.containers[index].image_digest = Some(local.digest.clone());
-                view::creating(&mut status.containers[index]);
+                view::pulled(&mut status.containers[index], wait);
                 self.event(EventKind::Normal, "Pulled", message, Some(index));
                 self.containers[index].image = Some(Arc::new(local));
                 self.containers[index].seen = ContainerSeen::Pulled;
@@ -605,7 +643,7 @@ impl Driver {
                 let again = format!("Back-off pulling image \"{image}\"");
                 self.event(EventKind::Normal, "BackOff", again, Some(index));
                 let status = &mut self.record.group.status.containers[index];
-                view::waiting(status, "ImagePullBackOff", message);
+                view::waiting(status, view::PULL_BACK_OFF, message);
             }
         }
     }
@@ -632,8 +670,11 @@ impl Driver {
                     self.event(EventKind::Normal, "Started", message, Some(index));
                 }
                 let status = &mut self.record.group.status;
-                view::running(&mut status.containers[index], at_ms);
-                self.containers[index].seen = ContainerSeen::Running;
+                let status = &mut status.containers[index];
+                view::running(status, &self.spec.containers[index], at_ms);
+                self.containers[index].seen = ContainerSeen::Running {
+                    has_started: status.started,
+                };
                 if let Some(run) = self.run_of(index) {
                     self.jobs.spawn(run.watch());
                 }
@@ -673,12 +714,21 @@ impl Driver {
         let status = &mut self.record.group.status.containers[index];
         let started_at_ms = view::started_at(status).unwrap_or(at_ms);
         view::terminated(status, exit_code, signal, reason, message, at_ms);
-        let kept = &mut self.record.containers[index];
-        if self.record.deleting.is_some() || !backoff::restarts(self.spec.restart_policy, exit_code) {
-            kept.done = true;
-            self.containers[index].seen = ContainerSeen::Done;
+        let role = self.spec.containers[index].lifecycle.role;
+        let policy = role.restart_policy(self.spec.restart_policy);
+        if self.is_ending() || !backoff::restarts(policy, exit_code) {
+            let well = exit_code == 0;
+            self.containers[index].seen = ContainerSeen::Done { well };
+            self.record.containers[index].done = true;
+            let status = &mut self.record.group.status.containers[index];
+            status.ready = role == Role::Init && well;
+            if role == Role::Init && !well && !self.is_stopped() {
+                self.init_failed(index);
+            }
             return;
         }
+        let status = &mut self.record.group.status.containers[index];
+        let kept = &mut self.record.containers[index];
         let failures = backoff::failures_before(kept.failures, at_ms.saturating_sub(started_at_ms));
         let delay_ms = backoff::delay_ms(failures);
         kept.failures = failures.saturating_add(1);
@@ -704,13 +754,9 @@ impl Driver {
 
     /// Writes the state down, then shows it.
     async fn save(&mut self) {
-        let deleting = self.record.deleting.is_some();
+        let situation = self.situation();
         self.record.group.status.ip = self.record.ip.as_ref().map(Ipv4Addr::to_string);
-        let all_done = self
-            .containers
-            .iter()
-            .all(|container| container.seen == ContainerSeen::Done);
-        view::settle(&mut self.record.group.status, deleting, all_done, now_ms());
+        view::settle(&mut self.record.group.status, &self.spec, situation, now_ms());
         while self.saved.as_ref() != Some(&self.record) {
             let (store, record) = (self.parts.store.clone(), self.record.clone());
             let written = tokio::task::spawn_blocking(move || store.put(&record)).await;

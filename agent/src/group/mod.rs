@@ -4,12 +4,14 @@
 //! One task, the [`driver`], owns one group. It asks the pure [`plan`] what to do next and carries it out.
 
 pub mod backoff;
+pub mod conditions;
 pub mod driver;
 pub mod eci;
 pub mod events;
 pub mod files;
 pub mod images;
 mod jobs;
+pub mod lifecycle;
 pub mod plan;
 pub mod pod;
 pub mod quantity;

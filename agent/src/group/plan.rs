@@ -7,8 +7,13 @@
 //!             ^----back-off----'                              '---failed--^ Running --Kill--> Killing --> Done
 //! sandbox    Absent --StartSandbox--> Starting --> Running --StopSandbox--> Stopping --> Absent
 //!             ^                          '--failed--> Dead --StopSandbox--^ (also when it dies)
-//! group      --Release--> Releasing: the last action there is
+//! group      --Expire--> it fails; --Reset--> it begins anew; --Release--> Releasing: the last action there is
 //! ```
+//!
+//! Images are pulled at once, containers start in the order of [`Role`]: one init container or sidecar after the other, then
+//! all others. At the end of the group the sidecars go last, in reverse order.
+
+use super::lifecycle::Role;
 
 /// A container as the plan sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +30,29 @@ pub enum ContainerSeen {
     /// Being created and started.
     Starting,
     /// Runs.
-    Running,
+    Running {
+        /// It has done what comes before others may rely on it: its hook, its startup probe.
+        has_started: bool,
+    },
     /// Runs and was told to end.
     Killing,
     /// Ended for good.
-    Done,
+    Done {
+        /// With exit code 0.
+        well: bool,
+    },
+}
+
+impl ContainerSeen {
+    /// Something of it may be in the sandbox.
+    pub fn is_alive(self) -> bool {
+        matches!(self, Self::Starting | Self::Running { .. } | Self::Killing)
+    }
+
+    /// It ended for good.
+    pub fn is_done(self) -> bool {
+        matches!(self, Self::Done { .. })
+    }
 }
 
 /// The sandbox as the plan sees it.
@@ -62,10 +85,18 @@ pub struct Seen {
     pub deleting: bool,
     /// Its last leftovers are being removed.
     pub releasing: bool,
+    /// All its containers are to begin anew.
+    pub restarting: bool,
+    /// It has failed as a whole: what still runs is to end.
+    pub failed: bool,
+    /// It fails at this time, Unix milliseconds.
+    pub deadline_ms: Option<u64>,
+    /// All init containers and sidecars had their turn, in this sandbox.
+    pub initialized: bool,
     /// The sandbox.
     pub sandbox: SandboxSeen,
-    /// The containers, in order.
-    pub containers: Vec<ContainerSeen>,
+    /// The containers; those that take turns are in the order of their turns.
+    pub containers: Vec<(Role, ContainerSeen)>,
 }
 
 /// One step.
@@ -81,10 +112,61 @@ pub enum Action {
     Start(usize),
     /// Tell this container to end.
     Kill(usize),
+    /// Let the group fail: its time is over.
+    Expire,
+    /// Let all containers begin anew: none runs any more.
+    Reset,
     /// Remove what is left of the group: logs, address, record.
     Release,
     /// Plan again at this time, Unix milliseconds.
     WakeAt(u64),
+}
+
+/// Why nothing new begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It is wanted.
+    Deleted,
+    /// All begin anew afterwards.
+    Restarted,
+    /// The group has failed, or an init container has for good.
+    Failed,
+    /// All containers but sidecars ended for good.
+    Complete,
+}
+
+/// Whether the group is to end, and why.
+pub fn end(seen: &Seen) -> Option<End> {
+    let mut apps = seen.containers.iter().filter(|(role, _)| *role == Role::App);
+    let init_failed = seen
+        .containers
+        .iter()
+        .any(|(role, seen)| *role == Role::Init && *seen == ContainerSeen::Done { well: false });
+    if seen.deleting {
+        Some(End::Deleted)
+    } else if seen.restarting {
+        Some(End::Restarted)
+    } else if seen.failed || init_failed {
+        Some(End::Failed)
+    } else if apps.all(|(_, seen)| seen.is_done()) {
+        Some(End::Complete)
+    } else {
+        None
+    }
+}
+
+/// Whether all init containers have ended well and all sidecars have started.
+pub fn has_initialized(containers: &[(Role, ContainerSeen)]) -> bool {
+    next_turn(containers).is_none()
+}
+
+/// The init container or sidecar whose turn it is.
+fn next_turn(containers: &[(Role, ContainerSeen)]) -> Option<usize> {
+    containers.iter().position(|(role, seen)| match role {
+        Role::App => false,
+        Role::Init => *seen != ContainerSeen::Done { well: true },
+        Role::Sidecar => *seen != ContainerSeen::Running { has_started: true },
+    })
 }
 
 /// The next steps, all of which may be begun at once.
@@ -92,34 +174,43 @@ pub fn plan(seen: &Seen) -> Vec<Action> {
     if seen.releasing {
         return Vec::new();
     }
-    let all_done = seen
-        .containers
-        .iter()
-        .all(|container| *container == ContainerSeen::Done);
-    if seen.deleting || all_done {
-        plan_end(seen)
-    } else {
-        plan_run(seen)
+    match end(seen) {
+        Some(end) => plan_end(seen, end),
+        None => plan_run(seen),
     }
 }
 
-fn plan_end(seen: &Seen) -> Vec<Action> {
+fn plan_end(seen: &Seen, end: End) -> Vec<Action> {
     let mut actions = Vec::new();
     let mut busy = false;
-    for (index, container) in seen.containers.iter().enumerate() {
-        match container {
-            ContainerSeen::Running => {
-                actions.push(Action::Kill(index));
-                busy = true;
-            }
-            ContainerSeen::Starting | ContainerSeen::Killing => busy = true,
-            _ => {}
+    let mut kill = |index: usize, container: ContainerSeen| {
+        if matches!(container, ContainerSeen::Running { .. }) {
+            actions.push(Action::Kill(index));
+        }
+    };
+    for (index, (role, container)) in seen.containers.iter().enumerate() {
+        if *role != Role::Sidecar && container.is_alive() {
+            busy = true;
+            kill(index, *container);
+        }
+    }
+    if !busy {
+        // The last sidecar that lives; those before it are still served.
+        let last = seen
+            .containers
+            .iter()
+            .rposition(|(role, container)| *role == Role::Sidecar && container.is_alive());
+        if let Some(index) = last {
+            busy = true;
+            kill(index, seen.containers[index].1);
         }
     }
     match seen.sandbox {
-        SandboxSeen::Running if !busy => actions.push(Action::StopSandbox),
         SandboxSeen::Dead { not_before_ms } => at(seen, not_before_ms, Action::StopSandbox, &mut actions),
-        SandboxSeen::Absent { .. } if !busy && seen.deleting => actions.push(Action::Release),
+        _ if busy => {}
+        _ if end == End::Restarted => actions.push(Action::Reset),
+        SandboxSeen::Running => actions.push(Action::StopSandbox),
+        SandboxSeen::Absent { .. } if end == End::Deleted => actions.push(Action::Release),
         _ => {}
     }
     actions
@@ -127,17 +218,29 @@ fn plan_end(seen: &Seen) -> Vec<Action> {
 
 fn plan_run(seen: &Seen) -> Vec<Action> {
     let mut actions = Vec::new();
+    match seen.deadline_ms {
+        Some(deadline_ms) if seen.now_ms >= deadline_ms => return vec![Action::Expire],
+        Some(deadline_ms) => actions.push(Action::WakeAt(deadline_ms)),
+        None => {}
+    }
     match seen.sandbox {
         SandboxSeen::Absent { not_before_ms } => at(seen, not_before_ms, Action::StartSandbox, &mut actions),
         SandboxSeen::Dead { not_before_ms } => at(seen, not_before_ms, Action::StopSandbox, &mut actions),
         _ => {}
     }
-    for (index, container) in seen.containers.iter().enumerate() {
+    let turn = if seen.initialized {
+        None
+    } else {
+        next_turn(&seen.containers)
+    };
+    for (index, (_, container)) in seen.containers.iter().enumerate() {
         match *container {
             ContainerSeen::Idle { not_before_ms } => {
                 at(seen, not_before_ms, Action::Pull(index), &mut actions);
             }
-            ContainerSeen::Pulled if seen.sandbox == SandboxSeen::Running => {
+            ContainerSeen::Pulled
+                if seen.sandbox == SandboxSeen::Running && turn.is_none_or(|turn| turn == index) =>
+            {
                 actions.push(Action::Start(index));
             }
             _ => {}
@@ -155,182 +258,4 @@ fn at(seen: &Seen, not_before_ms: u64, action: Action, actions: &mut Vec<Action>
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn group(n: usize) -> Seen {
-        Seen {
-            now_ms: 0,
-            deleting: false,
-            releasing: false,
-            sandbox: SandboxSeen::Absent { not_before_ms: 0 },
-            containers: vec![ContainerSeen::Idle { not_before_ms: 0 }; n],
-        }
-    }
-
-    #[test]
-    fn a_new_group_starts_its_sandbox_and_pulls_at_once() {
-        assert_eq!(
-            plan(&group(2)),
-            [Action::StartSandbox, Action::Pull(0), Action::Pull(1)]
-        );
-    }
-
-    #[test]
-    fn containers_wait_for_the_sandbox() {
-        let mut seen = group(1);
-        seen.containers[0] = ContainerSeen::Pulled;
-        seen.sandbox = SandboxSeen::Starting;
-        assert_eq!(plan(&seen), []);
-        seen.sandbox = SandboxSeen::Running;
-        assert_eq!(plan(&seen), [Action::Start(0)]);
-    }
-
-    #[test]
-    fn back_off_wakes_and_does_not_act() {
-        let mut seen = group(1);
-        seen.sandbox = SandboxSeen::Running;
-        seen.containers[0] = ContainerSeen::Idle { not_before_ms: 10 };
-        assert_eq!(plan(&seen), [Action::WakeAt(10)]);
-        seen.now_ms = 10;
-        assert_eq!(plan(&seen), [Action::Pull(0)]);
-    }
-
-    #[test]
-    fn the_end_is_kill_then_stop_then_release() {
-        let mut seen = group(2);
-        seen.deleting = true;
-        seen.sandbox = SandboxSeen::Running;
-        seen.containers = vec![ContainerSeen::Running, ContainerSeen::Done];
-        assert_eq!(plan(&seen), [Action::Kill(0)]);
-        seen.containers[0] = ContainerSeen::Killing;
-        assert_eq!(plan(&seen), []);
-        seen.containers[0] = ContainerSeen::Done;
-        assert_eq!(plan(&seen), [Action::StopSandbox]);
-        seen.sandbox = SandboxSeen::Absent { not_before_ms: 99 };
-        assert_eq!(plan(&seen), [Action::Release]);
-        seen.releasing = true;
-        assert_eq!(plan(&seen), []);
-    }
-
-    #[test]
-    fn an_ended_group_gives_its_sandbox_back_and_stays() {
-        let mut seen = group(1);
-        seen.sandbox = SandboxSeen::Running;
-        seen.containers[0] = ContainerSeen::Done;
-        assert_eq!(plan(&seen), [Action::StopSandbox]);
-        seen.sandbox = SandboxSeen::Absent { not_before_ms: 0 };
-        assert_eq!(plan(&seen), []);
-    }
-
-    /// A world that carries actions out, with failures as the numbers say.
-    struct World {
-        seen: Seen,
-        busy: HashSet<Action>,
-        released: bool,
-    }
-
-    impl World {
-        fn begin(&mut self) {
-            for action in plan(&self.seen) {
-                if let Action::WakeAt(at) = action {
-                    assert!(at > self.seen.now_ms);
-                    continue;
-                }
-                assert!(self.busy.insert(action), "{action:?} begun twice");
-                match action {
-                    Action::StartSandbox => self.seen.sandbox = SandboxSeen::Starting,
-                    Action::StopSandbox => {
-                        let alive =
-                            |c: &ContainerSeen| matches!(c, ContainerSeen::Running | ContainerSeen::Killing);
-                        assert!(
-                            !self.seen.containers.iter().any(alive),
-                            "stopped under a container"
-                        );
-                        self.seen.sandbox = SandboxSeen::Stopping;
-                    }
-                    Action::Pull(index) => self.seen.containers[index] = ContainerSeen::Pulling,
-                    Action::Start(index) => {
-                        assert_eq!(self.seen.sandbox, SandboxSeen::Running);
-                        self.seen.containers[index] = ContainerSeen::Starting;
-                    }
-                    Action::Kill(index) => self.seen.containers[index] = ContainerSeen::Killing,
-                    Action::Release => {
-                        assert!(
-                            self.seen.deleting && matches!(self.seen.sandbox, SandboxSeen::Absent { .. })
-                        );
-                        self.seen.releasing = true;
-                        self.released = true;
-                    }
-                    Action::WakeAt(_) => {}
-                }
-            }
-        }
-
-        fn finish_one(&mut self, pick: usize, fails: bool) {
-            let mut busy: Vec<Action> = self.busy.iter().copied().collect();
-            busy.sort_by_key(|action| format!("{action:?}"));
-            let retry = self.seen.now_ms + 10;
-            if busy.is_empty() {
-                self.seen.now_ms += 10;
-                return;
-            }
-            let action = busy[pick % busy.len()];
-            self.busy.remove(&action);
-            match action {
-                Action::StartSandbox if fails => self.seen.sandbox = SandboxSeen::Dead { not_before_ms: 0 },
-                Action::StartSandbox => self.seen.sandbox = SandboxSeen::Running,
-                Action::StopSandbox if fails => {
-                    self.seen.sandbox = SandboxSeen::Dead { not_before_ms: retry }
-                }
-                Action::StopSandbox => self.seen.sandbox = SandboxSeen::Absent { not_before_ms: retry },
-                Action::Pull(i) if fails => {
-                    self.seen.containers[i] = ContainerSeen::Idle { not_before_ms: retry }
-                }
-                Action::Pull(i) => self.seen.containers[i] = ContainerSeen::Pulled,
-                Action::Start(i) if fails => {
-                    self.seen.containers[i] = ContainerSeen::Idle { not_before_ms: retry };
-                }
-                Action::Start(i) => self.seen.containers[i] = ContainerSeen::Running,
-                Action::Kill(i) => self.seen.containers[i] = ContainerSeen::Done,
-                Action::Release | Action::WakeAt(_) => {}
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn converges_and_does_nothing_twice(
-            n in 1usize..5,
-            steps in proptest::collection::vec((any::<usize>(), any::<bool>(), any::<bool>()), 0..60),
-        ) {
-            let mut world = World { seen: group(n), busy: HashSet::new(), released: false };
-            for (pick, fails, dies) in steps {
-                world.begin();
-                if dies && world.seen.sandbox == SandboxSeen::Running && pick % 7 == 0 {
-                    // A dead sandbox takes its containers along, started ones and ones being started.
-                    world.seen.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
-                    for container in &mut world.seen.containers {
-                        if matches!(container, ContainerSeen::Running | ContainerSeen::Starting) {
-                            *container = ContainerSeen::Idle { not_before_ms: 0 };
-                        }
-                    }
-                    world.busy.retain(|action| !matches!(action, Action::Start(_)));
-                }
-                world.finish_one(pick, fails);
-            }
-            // Without further failures everything runs.
-            for step in 0..200 { world.begin(); world.finish_one(step, false); }
-            prop_assert_eq!(world.seen.sandbox, SandboxSeen::Running);
-            prop_assert!(world.seen.containers.iter().all(|c| *c == ContainerSeen::Running));
-            // And ends when it shall.
-            world.seen.deleting = true;
-            for step in 0..200 { world.begin(); world.finish_one(step, false); }
-            prop_assert!(world.released);
-        }
-    }
-}
+mod tests;

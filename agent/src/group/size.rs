@@ -1,6 +1,6 @@
 //! The sizes a group may have, as data, and the rules that bring a wanted size to one of them.
 
-use super::spec::Size;
+use super::{lifecycle::Role, spec::Size};
 
 const GIB: u64 = 1 << 30;
 
@@ -125,6 +125,39 @@ pub struct Wanted {
     pub cpu_milli: Option<u32>,
     /// Bytes.
     pub memory_bytes: Option<u64>,
+}
+
+/// What the containers of a group say together: those that run side by side add up, and an init container counts with the
+/// sidecars before it. Unsaid is none.
+pub fn said_in_turns(containers: &[(Role, Wanted)]) -> (u32, u64) {
+    let said = |wanted: &Wanted| (wanted.cpu_milli.unwrap_or(0), wanted.memory_bytes.unwrap_or(0));
+    let add = |a: (u32, u64), b: (u32, u64)| (a.0.saturating_add(b.0), a.1.saturating_add(b.1));
+    let (mut together, mut most) = ((0, 0), (0, 0));
+    for (role, wanted) in containers.iter().filter(|(role, _)| role.takes_turns()) {
+        let now = add(together, said(wanted));
+        most = (now.0.max(most.0), now.1.max(most.1));
+        if *role == Role::Sidecar {
+            together = now;
+        }
+    }
+    let apps = containers.iter().filter(|(role, _)| *role == Role::App);
+    let together = apps.fold(together, |sum, (_, wanted)| add(sum, said(wanted)));
+    (together.0.max(most.0), together.1.max(most.1))
+}
+
+/// The size a group wants whose own is not given: the sum of what runs side by side, or what an init container needs.
+pub fn sum_in_turns(containers: &[(Role, Wanted)]) -> Size {
+    let beside: Vec<_> = containers
+        .iter()
+        .filter(|(role, _)| *role != Role::Init)
+        .map(|(_, wanted)| *wanted)
+        .collect();
+    let sum = sum(&beside);
+    let (cpu_milli, memory_bytes) = said_in_turns(containers);
+    Size {
+        cpu_milli: sum.cpu_milli.max(cpu_milli),
+        memory_bytes: sum.memory_bytes.max(memory_bytes),
+    }
 }
 
 /// The sum a group wants whose own size is not given.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::files::{Content, FileVolume};
+use super::lifecycle::Lifecycle;
 
 /// A container group as wanted. Doors check it before the engine sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,7 +20,7 @@ pub struct GroupSpec {
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
-    /// 1 to 20 containers, names unique.
+    /// 1 to 20 containers, names unique: those that do the group's work, then those that take turns before them, in order.
     pub containers: Vec<ContainerSpec>,
     /// Up to 20 volumes, names unique.
     pub volumes: Vec<VolumeSpec>,
@@ -35,6 +36,9 @@ pub struct GroupSpec {
     pub host_aliases: Vec<(String, Vec<String>)>,
     /// Seconds between SIGTERM and SIGKILL.
     pub termination_grace_period_seconds: u64,
+    /// Seconds after its acceptance when the group fails.
+    #[serde(default)]
+    pub active_deadline_seconds: Option<u64>,
     /// Credentials for pulling.
     pub registry_credentials: Vec<RegistryCredential>,
     /// Sysctls of the guest.
@@ -119,6 +123,9 @@ pub struct ContainerSpec {
     pub stdin_once: bool,
     /// A TTY is allocated.
     pub tty: bool,
+    /// How it lives in the group.
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
 }
 
 /// One environment variable.
@@ -307,6 +314,7 @@ pub(crate) mod testing {
             dns: None,
             host_aliases: Vec::new(),
             termination_grace_period_seconds: 30,
+            active_deadline_seconds: None,
             registry_credentials: Vec::new(),
             sysctls: BTreeMap::new(),
             fs_group: None,
@@ -337,6 +345,7 @@ pub(crate) mod testing {
             stdin: false,
             stdin_once: false,
             tty: false,
+            lifecycle: Lifecycle::default(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::spec::GroupSpec;
+use super::{conditions::Condition, spec::GroupSpec, view};
 
 /// Identifier of a container group: `eci-` and 20 lower-case letters and digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,6 +57,12 @@ pub struct GroupStatus {
     pub finished_at_ms: Option<u64>,
     /// IPv4 address of the group.
     pub ip: Option<String>,
+    /// Init containers and sidecars have had their turn.
+    #[serde(default)]
+    pub initialized: bool,
+    /// What holds, and since when.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
     /// One per container of the spec, same order.
     pub containers: Vec<ContainerStatus>,
     /// The last 50.
@@ -66,14 +72,16 @@ pub struct GroupStatus {
 impl GroupStatus {
     /// A group just accepted.
     pub fn new(spec: &GroupSpec, created_at_ms: u64) -> Self {
+        let reason = view::first_wait(spec);
         let container = |name: &String| ContainerStatus {
             name: name.clone(),
             state: ContainerState::Waiting {
-                reason: "ContainerCreating".to_owned(),
+                reason: reason.to_owned(),
                 message: String::new(),
             },
             previous: None,
             restart_count: 0,
+            started: false,
             ready: false,
             image_digest: None,
             container_id: None,
@@ -86,6 +94,8 @@ impl GroupStatus {
             started_at_ms: None,
             finished_at_ms: None,
             ip: None,
+            initialized: false,
+            conditions: Vec::new(),
             containers: spec.containers.iter().map(|spec| container(&spec.name)).collect(),
             events: Vec::new(),
         }
@@ -103,8 +113,11 @@ pub enum Phase {
     Running,
     /// All containers ended with 0 and none is restarted.
     Succeeded,
-    /// All containers ended, one at least badly, and none is restarted; or the group could not be started.
+    /// All containers ended, one at least badly, and none is restarted; or the group could not be started, or its time is
+    /// over.
     Failed,
+    /// All containers are ended, to begin anew.
+    Restarting,
     /// Being deleted.
     Terminating,
 }
@@ -120,7 +133,10 @@ pub struct ContainerStatus {
     pub previous: Option<ContainerState>,
     /// Number of restarts.
     pub restart_count: u32,
-    /// Passed its probes (without probes: it runs).
+    /// It runs, and its startup probe has passed, if it has one.
+    #[serde(default)]
+    pub started: bool,
+    /// Passed its probes (without probes: it runs); an init container: ended well.
     pub ready: bool,
     /// Digest of the image it runs, `sha256:...`.
     pub image_digest: Option<String>,

@@ -4,6 +4,7 @@ use std::{collections::HashSet, fmt::Display, net::IpAddr};
 
 use super::{
     files,
+    lifecycle::Role,
     size::{self, NoSuchSize, SizeTable},
     spec::{ContainerSpec, Door, EnvValue, GroupSpec, Size, VolumeSource},
     violation::{FieldPath, ViolationKind, Violations},
@@ -73,6 +74,11 @@ const CAPABILITIES: [&str; 42] = [
 const DNS_LABEL: &str =
     "valid: 1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit";
 
+/// Longest life of a group, seconds.
+pub(super) const MAX_DEADLINE_SECONDS: u64 = i32::MAX as u64;
+/// What is valid for it.
+pub(super) const DEADLINES: &str = "valid: 1 to 2147483647 seconds";
+
 /// Finds everything that is wrong with a group whose size was already chosen.
 pub fn validate(spec: &GroupSpec) -> Violations {
     let mut check = Check {
@@ -93,19 +99,12 @@ pub fn validate(spec: &GroupSpec) -> Violations {
 pub(super) fn choose_size(
     door: Door,
     own: Option<(Size, String)>,
-    containers: &[size::Wanted],
+    containers: &[(Role, size::Wanted)],
     table: &SizeTable,
     found: &mut Violations,
 ) -> Size {
-    let sum = size::sum(containers);
-    let said_by_containers = containers
-        .iter()
-        .fold((0_u32, 0_u64), |(cpu, memory), container| {
-            (
-                cpu.saturating_add(container.cpu_milli.unwrap_or(0)),
-                memory.saturating_add(container.memory_bytes.unwrap_or(0)),
-            )
-        });
+    let sum = size::sum_in_turns(containers);
+    let said_by_containers = size::said_in_turns(containers);
     let sum_field = match door {
         Door::Pod => "spec.containers",
         Door::Eci => "Container",
@@ -212,6 +211,15 @@ impl Check {
                 format!("valid: 0 to {MAX_GRACE_SECONDS}"),
             );
         }
+        if let Some(seconds) = spec.active_deadline_seconds
+            && !(1..=MAX_DEADLINE_SECONDS).contains(&seconds)
+        {
+            self.invalid(
+                root.field("spec.activeDeadlineSeconds", "ActiveDeadlineSeconds"),
+                seconds,
+                DEADLINES,
+            );
+        }
         let credentials = root.field("spec.imagePullSecrets", "ImageRegistryCredential");
         if spec.registry_credentials.len() > MAX_CREDENTIALS {
             self.add(
@@ -310,7 +318,14 @@ impl Check {
 
     fn containers(&mut self, spec: &GroupSpec, root: &FieldPath) {
         let list = root.field("spec.containers", "Container");
-        if spec.containers.is_empty() {
+        let inits = root.field("spec.initContainers", "InitContainer");
+        let turns = |container: &ContainerSpec| container.lifecycle.role.takes_turns();
+        let n_apps = spec
+            .containers
+            .iter()
+            .filter(|container| !turns(container))
+            .count();
+        if n_apps == 0 {
             self.add(
                 ViolationKind::Missing,
                 list.clone(),
@@ -323,12 +338,15 @@ impl Check {
                 ViolationKind::TooLong,
                 list.clone(),
                 format!("{} containers", spec.containers.len()),
-                format!("valid: 1 to {MAX_CONTAINERS}"),
+                format!("valid: 1 to {MAX_CONTAINERS}, init containers included"),
             );
         }
         let mut names = HashSet::new();
         for (index, container) in spec.containers.iter().enumerate() {
-            let path = list.item(index);
+            let path = match index.checked_sub(n_apps) {
+                None => list.item(index),
+                Some(index) => inits.item(index),
+            };
             if !is_dns_label(&container.name) {
                 self.invalid(path.field("name", "Name"), &container.name, DNS_LABEL);
             } else if !names.insert(&container.name) {

@@ -110,6 +110,14 @@ pub(super) async fn delete(
     json(Ok(Created { id, name, namespace }))
 }
 
+pub(super) async fn restart(State(engine): Shared, Path(group): Path<String>) -> Answer {
+    let group = lookup::by_text(engine.as_ref(), &group).await?;
+    engine.restart(&group.id).await?;
+    let (name, namespace) = (group.spec.name, group.spec.namespace);
+    let id = group.id;
+    json(Ok(Created { id, name, namespace }))
+}
+
 pub(super) async fn watch(State(engine): Shared, Path(group): Path<String>) -> Answer {
     let first = lookup::by_text(engine.as_ref(), &group).await?;
     Ok(json_lines(stream::unfold(

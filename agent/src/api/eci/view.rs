@@ -20,6 +20,7 @@ pub(super) fn status(group: &Group) -> &'static str {
         Phase::Succeeded => "Succeeded",
         Phase::Failed if group.status.started_at_ms.is_none() => "ScheduleFailed",
         Phase::Failed => "Failed",
+        Phase::Restarting => "Restarting",
         Phase::Terminating => "Terminating",
     }
 }
@@ -112,13 +113,19 @@ pub(super) fn group(group: &Group, config: &EciConfig, with_events: bool) -> Val
         json!({"Sysctls": sysctls.collect::<Vec<_>>()}),
     );
     set("Volumes", volumes(group));
-    let containers = spec
+    let (inits, containers): (Vec<_>, Vec<_>) = spec
         .containers
         .iter()
         .zip(&status.containers)
+        .partition(|(spec, _)| spec.lifecycle.role.takes_turns());
+    let containers = containers
+        .into_iter()
         .map(|(spec, status)| container(spec, status));
     set("Containers", containers.collect());
-    set("InitContainers", json!([]));
+    let inits = inits
+        .into_iter()
+        .map(|(spec, status)| init_container(spec, status));
+    set("InitContainers", inits.collect());
     Value::Object(object)
 }
 
@@ -241,6 +248,20 @@ fn container(spec: &ContainerSpec, status: &ContainerStatus) -> Value {
     });
     if let Some(previous) = &status.previous {
         object["PreviousState"] = state(previous);
+    }
+    object
+}
+
+/// An init container: as any other, but its command has another name, and it has no standard input.
+fn init_container(spec: &ContainerSpec, status: &ContainerStatus) -> Value {
+    let mut object = container(spec, status);
+    if let Value::Object(fields) = &mut object {
+        if let Some(command) = fields.remove("Commands") {
+            fields.insert("Command".to_owned(), command);
+        }
+        for none in ["Stdin", "StdinOnce", "Tty"] {
+            fields.remove(none);
+        }
     }
     object
 }

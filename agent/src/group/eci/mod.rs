@@ -10,6 +10,7 @@ use std::{cell::RefCell, collections::BTreeMap};
 
 use self::params::{Params, Reader};
 use super::{
+    lifecycle::{Lifecycle, Role},
     pod,
     size::{SizeTable, Wanted},
     spec::{
@@ -34,10 +35,12 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
 
     let mut wanted = Vec::new();
     let mut containers = Vec::new();
-    for (index, item) in reader.list("Container").iter().enumerate() {
-        let size = read_size(item);
-        wanted.push(size);
-        containers.push((convert_container(item, index), size));
+    for (list, role) in [("Container", Role::App), ("InitContainer", Role::Init)] {
+        for (index, item) in reader.list(list).iter().enumerate() {
+            let size = read_size(item);
+            wanted.push((role, size));
+            containers.push((convert_container(item, index, role), size));
+        }
     }
     let own = read_size(&reader);
     let own = match (own.cpu_milli, own.memory_bytes) {
@@ -101,6 +104,7 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
     let grace = reader
         .number("TerminationGracePeriodSeconds", 0..=24 * 3600)
         .unwrap_or(30);
+    let active_deadline_seconds = reader.number("ActiveDeadlineSeconds", 1..=validate::MAX_DEADLINE_SECONDS);
 
     let mut violations = found.take();
     let size = validate::choose_size(Door::Eci, own, &wanted, table, &mut violations);
@@ -128,6 +132,7 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
         dns,
         host_aliases,
         termination_grace_period_seconds: grace,
+        active_deadline_seconds,
         registry_credentials,
         sysctls,
         fs_group: None,
@@ -145,17 +150,12 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
 
 fn refuse_unsupported(reader: &Reader<'_>) {
     for (field, instead) in [
-        (
-            "InitContainer",
-            "not supported yet; do the work at the start of a container's command",
-        ),
         ("PrivateIpAddress", "not supported; the host gives addresses"),
         (
             "EipInstanceId",
             "not supported; a host has no public addresses to give",
         ),
         ("RamRoleName", "not supported; a host has no instance roles"),
-        ("ActiveDeadlineSeconds", NOT_YET),
         ("MaxPendingMinute", NOT_YET),
         ("CorePattern", NOT_YET),
         ("NtpServer", "not supported; a group's clock is the host's"),
@@ -270,7 +270,19 @@ fn convert_dns(reader: &Reader<'_>) -> Option<DnsSpec> {
     }
 }
 
-fn convert_container(reader: &Reader<'_>, index: usize) -> ContainerSpec {
+fn convert_container(reader: &Reader<'_>, index: usize, role: Role) -> ContainerSpec {
+    if role == Role::Init {
+        for field in ["Stdin", "StdinOnce", "Tty"] {
+            if reader.flag(field) == Some(true) {
+                reader.note(
+                    ViolationKind::Unsupported,
+                    field,
+                    "true",
+                    "not supported for an init container; valid: false",
+                );
+            }
+        }
+    }
     for field in ["LivenessProbe", "ReadinessProbe"] {
         reader.refuse(
             field,
@@ -333,10 +345,14 @@ fn convert_container(reader: &Reader<'_>, index: usize) -> ContainerSpec {
     let image = reader.required("Image");
     let command = bounded(reader, "Command", 20);
     let args = bounded(reader, "Arg", 100);
+    let prefix = match role {
+        Role::App => "container",
+        Role::Init | Role::Sidecar => "init-container",
+    };
     ContainerSpec {
         name: reader
             .text("Name")
-            .map_or_else(|| format!("container-{}", index + 1), str::to_owned),
+            .map_or_else(|| format!("{prefix}-{}", index + 1), str::to_owned),
         image_pull_policy: reader
             .choice(
                 "ImagePullPolicy",
@@ -403,6 +419,7 @@ fn convert_container(reader: &Reader<'_>, index: usize) -> ContainerSpec {
         stdin: reader.flag("Stdin").unwrap_or(false),
         stdin_once: reader.flag("StdinOnce").unwrap_or(false),
         tty: reader.flag("Tty").unwrap_or(false),
+        lifecycle: Lifecycle { role },
     }
 }
 

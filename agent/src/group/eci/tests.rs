@@ -12,6 +12,39 @@ fn group(pairs: &[(&str, &str)]) -> Result<GroupSpec, Violations> {
 }
 
 #[test]
+fn init_containers_are_taken_over() {
+    let spec = group(&[
+        ("InitContainer.1.Image", "a"),
+        ("InitContainer.1.Command.1", "x"),
+        ("InitContainer.2.Image", "b"),
+        ("InitContainer.2.Name", "second"),
+        ("ActiveDeadlineSeconds", "5"),
+    ])
+    .unwrap();
+    let names: Vec<_> = spec
+        .containers
+        .iter()
+        .map(|container| (container.name.as_str(), container.lifecycle.role))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            ("c", Role::App),
+            ("init-container-1", Role::Init),
+            ("second", Role::Init)
+        ]
+    );
+    assert_eq!(spec.active_deadline_seconds, Some(5));
+    let refused = group(&[("InitContainer.1.Image", ""), ("InitContainer.1.Tty", "true")]).unwrap_err();
+    let fields: Vec<_> = refused
+        .0
+        .iter()
+        .map(|violation| violation.field.as_str())
+        .collect();
+    assert_eq!(fields, ["InitContainer.1.Tty", "InitContainer.1.Image"]);
+}
+
+#[test]
 fn a_full_request_is_taken_over() {
     let spec = group(&[
         ("Cpu", "2.0"),
@@ -138,9 +171,9 @@ fn mistakes_are_named_in_the_words_of_the_door() {
             "the containers together exceed",
         ),
         (
-            &[("InitContainer.1.Image", "x")],
-            Unsupported,
-            "InitContainer: not supported yet",
+            &[("ActiveDeadlineSeconds", "0")],
+            Invalid,
+            "ActiveDeadlineSeconds: \"0\"",
         ),
         (
             &[("Container.1.LivenessProbe.HttpGet.Port", "80")],

@@ -10,6 +10,7 @@ use k8s_openapi::{
 
 use super::sources::Sources;
 use crate::group::{
+    lifecycle::{Lifecycle, Role},
     quantity,
     size::Wanted,
     spec::{ContainerSpec, EnvValue, EnvVar, ImagePullPolicy, PortSpec, VolumeMount},
@@ -27,10 +28,29 @@ pub(super) struct Sizes {
     pub(super) request: Wanted,
 }
 
+/// The list of the Pod a container is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Containers,
+    InitContainers,
+}
+
+impl Place {
+    /// The part of a container there, by its own restart policy.
+    pub(super) fn role(self, restart_policy: Option<&str>) -> Role {
+        match (self, restart_policy) {
+            (Self::Containers, _) => Role::App,
+            (Self::InitContainers, Some("Always")) => Role::Sidecar,
+            (Self::InitContainers, _) => Role::Init,
+        }
+    }
+}
+
 /// Converts a container; its size is left open, the group's has to be known first.
 pub(super) fn convert(
     container: Container,
     path: &str,
+    place: Place,
     pod: &PodSecurityContext,
     sources: &Sources<'_>,
     found: &mut Violations,
@@ -84,10 +104,17 @@ pub(super) fn convert(
             "probes are not supported yet; end the process when it is not healthy",
         );
     }
+    let role = place.role(restart_policy.as_deref());
+    let restarts = restart_policy.is_some() && role != Role::Sidecar;
+    let instead = match place {
+        Place::Containers => "not supported for one container; set spec.restartPolicy",
+        Place::InitContainers => "valid: Always, for a sidecar; else spec.restartPolicy counts",
+    };
+    refuse(restarts, "restartPolicy", instead);
     refuse(
-        restart_policy.is_some() || restart_policy_rules.is_some_and(|rules| !rules.is_empty()),
-        "restartPolicy",
-        "not supported for one container; set spec.restartPolicy",
+        restart_policy_rules.is_some_and(|rules| !rules.is_empty()),
+        "restartPolicyRules",
+        "not supported; set spec.restartPolicy",
     );
     refuse(
         termination_message_path.is_some_and(|path| path != "/dev/termination-log"),
@@ -136,6 +163,7 @@ pub(super) fn convert(
         stdin: stdin.unwrap_or(false),
         stdin_once: stdin_once.unwrap_or(false),
         tty: tty.unwrap_or(false),
+        lifecycle: Lifecycle { role },
         name,
         image,
         ..security(security_context.unwrap_or_default(), pod, path, found)
@@ -277,6 +305,7 @@ fn security(
         stdin: false,
         stdin_once: false,
         tty: false,
+        lifecycle: Lifecycle::default(),
     }
 }
 

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, HostAlias, PodDNSConfig, PodSecurityContext, PodSpec};
 
+use self::container::Place;
 pub(super) use self::container::default_pull_policy;
 use self::sources::Sources;
 pub use self::{
@@ -137,11 +138,6 @@ fn convert(
         }
     };
     refuse(
-        active_deadline_seconds.is_some(),
-        "spec.activeDeadlineSeconds",
-        "not supported yet; delete the group when its time is over",
-    );
-    refuse(
         is_some_and_not_empty(&ephemeral_containers),
         "spec.ephemeralContainers",
         "not supported; use exec",
@@ -155,11 +151,6 @@ fn convert(
         is_some_and_not_empty(&image_pull_secrets),
         "spec.imagePullSecrets",
         "not supported yet: there is no API server to read the secrets from",
-    );
-    refuse(
-        is_some_and_not_empty(&init_containers),
-        "spec.initContainers",
-        "not supported yet; do the work at the start of a container's command",
     );
     refuse(
         os.is_some_and(|os| os.name != "linux"),
@@ -221,32 +212,54 @@ fn convert(
     pod_security(&security, found);
     let (fs_group, supplemental_groups) = groups(&security, found);
 
+    let lists = [
+        ("containers", Place::Containers, containers),
+        (
+            "initContainers",
+            Place::InitContainers,
+            init_containers.unwrap_or_default(),
+        ),
+    ];
     let sources = {
         // What is wrong with sizes is found below.
         let unheard = &mut Violations::default();
         let own = own_size(&annotations, resources.as_ref(), table, unheard);
-        let read = |container: &Container| {
+        let read = |place: Place, container: &Container| {
             let resources = container.resources.as_ref();
-            resources.map_or_else(Wanted::default, |resources| {
+            let wanted = resources.map_or_else(Wanted::default, |resources| {
                 container::read_resources(resources, "", &mut Violations::default()).wanted
-            })
+            });
+            (place.role(container.restart_policy.as_deref()), wanted)
         };
-        let wanted: Vec<_> = containers.iter().map(read).collect();
+        let all = || {
+            lists
+                .iter()
+                .flat_map(|(_, place, list)| list.iter().map(|container| (*place, container)))
+        };
+        let wanted: Vec<_> = all().map(|(place, container)| read(place, container)).collect();
         let size = validate::choose_size(Door::Pod, own, &wanted, table, unheard);
-        Sources::new(objects, namespace, &containers, size)
+        Sources::new(objects, namespace, all().map(|(_, container)| container), size)
     };
     let mut wanted = Vec::new();
     let mut limits = Vec::new();
     let mut converted = Vec::new();
-    for (index, container) in containers.into_iter().enumerate() {
-        let path = format!("spec.containers[{index}]");
-        let (container, sizes) = container::convert(container, &path, &security, &sources, found);
-        wanted.push(sizes.wanted);
-        limits.push(sizes.limit);
-        converted.push(container);
+    for (list, place, containers) in lists {
+        for (index, container) in containers.into_iter().enumerate() {
+            let path = format!("spec.{list}[{index}]");
+            let (container, sizes) = container::convert(container, &path, place, &security, &sources, found);
+            wanted.push((container.lifecycle.role, sizes.wanted));
+            limits.push(sizes.limit);
+            converted.push(container);
+        }
     }
     let own = own_size(&annotations, resources.as_ref(), table, found);
     let size = validate::choose_size(Door::Pod, own, &wanted, table, found);
+    let active_deadline_seconds = active_deadline_seconds.map(|seconds| {
+        u64::try_from(seconds).unwrap_or_else(|_| {
+            found.invalid("spec.activeDeadlineSeconds", seconds, validate::DEADLINES);
+            1
+        })
+    });
     for (container, limit) in converted.iter_mut().zip(limits) {
         container.size = (limit != Wanted::default()).then(|| Size {
             cpu_milli: limit.cpu_milli.unwrap_or(size.cpu_milli),
@@ -286,6 +299,7 @@ fn convert(
             .map(|HostAlias { hostnames, ip }| (ip, hostnames.unwrap_or_default()))
             .collect(),
         termination_grace_period_seconds: grace.try_into().unwrap_or(0),
+        active_deadline_seconds,
         registry_credentials: Vec::new(),
         sysctls: security
             .sysctls

@@ -2,7 +2,10 @@ mod forms;
 mod sources;
 
 use super::*;
-use crate::group::spec::{EnvValue, GroupSpec};
+use crate::group::{
+    lifecycle::Role,
+    spec::{EnvValue, GroupSpec},
+};
 
 fn group(text: &str) -> Result<GroupSpec, String> {
     let pod = parse_manifest(text).map_err(|error| error.to_string())?;
@@ -269,8 +272,12 @@ fn wrong_values_name_field_and_what_is_valid() {
     for (spec, expected) in [
         ("  hostPID: true", "spec.hostPID"),
         (
-            "  initContainers: [{name: i, image: x}]",
-            "spec.initContainers: not supported yet",
+            "  initContainers: [{name: i, image: x, restartPolicy: Never}]",
+            "spec.initContainers[0].restartPolicy: valid: Always, for a sidecar",
+        ),
+        (
+            "  initContainers: [{name: c, image: x}]",
+            "spec.initContainers[0].name: \"c\": another container has this name",
         ),
         (
             "  volumes: [{name: v, hostPath: {path: /etc}}]",
@@ -303,7 +310,10 @@ fn wrong_values_name_field_and_what_is_valid() {
             "  shareProcessNamespace: true",
             "spec.shareProcessNamespace: not supported yet",
         ),
-        ("  activeDeadlineSeconds: 5", "spec.activeDeadlineSeconds"),
+        (
+            "  activeDeadlineSeconds: 0",
+            "spec.activeDeadlineSeconds: \"0\": valid: 1 to 2147483647",
+        ),
         (
             "  securityContext: {sysctls: [{name: kernel.panic, value: '1'}]}",
             "sysctls[kernel.panic]",
@@ -331,6 +341,43 @@ fn wrong_values_name_field_and_what_is_valid() {
             &[expected],
         );
     }
+}
+
+#[test]
+fn init_containers_come_after_the_others_and_count_for_the_size() {
+    let spec = group(&with_spec(
+        "  activeDeadlineSeconds: 60
+  initContainers:
+  - {name: i, image: x, resources: {limits: {cpu: 2, memory: 3Gi}}}
+  - {name: s, image: x, restartPolicy: Always, resources: {limits: {cpu: 500m, memory: 1Gi}}}
+  - {name: j, image: x, resources: {limits: {cpu: 500m, memory: 2Gi}}}
+  containers:
+  - {name: c, image: x, resources: {limits: {cpu: 250m, memory: 512Mi}}}
+",
+    ))
+    .unwrap();
+    let roles: Vec<_> = spec
+        .containers
+        .iter()
+        .map(|container| (container.name.as_str(), container.lifecycle.role))
+        .collect();
+    assert_eq!(
+        roles,
+        [
+            ("c", Role::App),
+            ("i", Role::Init),
+            ("s", Role::Sidecar),
+            ("j", Role::Init)
+        ]
+    );
+    // Two vCPU for the first, three GiB for it, or for the sidecar and the last together.
+    assert_eq!((spec.size.cpu_milli, spec.size.memory_bytes), (2000, 4 << 30));
+    assert_eq!(spec.active_deadline_seconds, Some(60));
+    // Without an application there is nothing to initialize.
+    refused(
+        &with_spec("  initContainers: [{name: i, image: x}]\n  containers: []\n"),
+        &["spec.containers: no container"],
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{ActionResult, Call, fields, selection};
 use crate::{
     api::{eci::view, pod_view},
-    group::status::{ContainerState, Group},
+    group::status::Group,
 };
 
 const LIMIT: u64 = 200;
@@ -43,13 +43,14 @@ fn status(group: &Group, host_ip: &str) -> Value {
         .containers
         .iter()
         .zip(&status.containers)
+        .filter(|(spec, _)| !spec.lifecycle.role.takes_turns())
         .map(|(spec, status)| {
             json!({
                 "Name": spec.name,
                 "Image": spec.image,
                 "ImageID": status.image_digest.clone().unwrap_or_default(),
                 "Ready": status.ready,
-                "Started": matches!(status.state, ContainerState::Running { .. }),
+                "Started": status.started,
                 "RestartCount": status.restart_count,
                 "State": view::pod_state(&status.state),
                 "LastState": status.previous.as_ref().map_or_else(|| json!({}), view::pod_state),

@@ -1,0 +1,447 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const RUNS: ContainerSeen = ContainerSeen::Running { has_started: true };
+const WELL: ContainerSeen = ContainerSeen::Done { well: true };
+
+fn of_roles(roles: &[Role]) -> Seen {
+    let idle = ContainerSeen::Idle { not_before_ms: 0 };
+    Seen {
+        now_ms: 0,
+        deleting: false,
+        releasing: false,
+        restarting: false,
+        failed: false,
+        deadline_ms: None,
+        initialized: false,
+        sandbox: SandboxSeen::Absent { not_before_ms: 0 },
+        containers: roles.iter().map(|role| (*role, idle)).collect(),
+    }
+}
+
+fn group(n: usize) -> Seen {
+    of_roles(&vec![Role::App; n])
+}
+
+/// A running sandbox with containers in these states.
+fn running(containers: &[(Role, ContainerSeen)]) -> Seen {
+    Seen {
+        sandbox: SandboxSeen::Running,
+        containers: containers.to_vec(),
+        ..group(0)
+    }
+}
+
+#[test]
+fn a_new_group_starts_its_sandbox_and_pulls_at_once() {
+    assert_eq!(
+        plan(&of_roles(&[Role::App, Role::Init])),
+        [Action::StartSandbox, Action::Pull(0), Action::Pull(1)]
+    );
+}
+
+#[test]
+fn containers_wait_for_the_sandbox() {
+    let mut seen = group(1);
+    seen.containers[0].1 = ContainerSeen::Pulled;
+    seen.sandbox = SandboxSeen::Starting;
+    assert_eq!(plan(&seen), []);
+    seen.sandbox = SandboxSeen::Running;
+    assert_eq!(plan(&seen), [Action::Start(0)]);
+}
+
+#[test]
+fn back_off_wakes_and_does_not_act() {
+    let mut seen = group(1);
+    seen.sandbox = SandboxSeen::Running;
+    seen.containers[0].1 = ContainerSeen::Idle { not_before_ms: 10 };
+    assert_eq!(plan(&seen), [Action::WakeAt(10)]);
+    seen.now_ms = 10;
+    assert_eq!(plan(&seen), [Action::Pull(0)]);
+}
+
+#[test]
+fn init_containers_and_sidecars_take_turns() {
+    let pulled = ContainerSeen::Pulled;
+    let mut seen = running(&[
+        (Role::App, pulled),
+        (Role::Init, pulled),
+        (Role::Sidecar, pulled),
+        (Role::Init, pulled),
+    ]);
+    for (index, state, next) in [
+        (0, pulled, vec![Action::Start(1)]),
+        (1, RUNS, vec![]),
+        (1, WELL, vec![Action::Start(2)]),
+        (2, ContainerSeen::Starting, vec![]),
+        (2, ContainerSeen::Running { has_started: false }, vec![]),
+        (2, RUNS, vec![Action::Start(3)]),
+        // Run again after it failed.
+        (
+            3,
+            ContainerSeen::Idle { not_before_ms: 7 },
+            vec![Action::WakeAt(7)],
+        ),
+        (3, WELL, vec![Action::Start(0)]),
+    ] {
+        seen.containers[index].1 = state;
+        assert_eq!(plan(&seen), next, "{index} {state:?}");
+        assert_eq!(has_initialized(&seen.containers), next == [Action::Start(0)]);
+    }
+    // From then on a sidecar that is being restarted holds nobody up.
+    seen.initialized = true;
+    seen.containers[2].1 = ContainerSeen::Pulled;
+    assert_eq!(plan(&seen), [Action::Start(0), Action::Start(2)]);
+}
+
+#[test]
+fn an_init_container_that_failed_for_good_fails_the_group() {
+    let mut seen = running(&[
+        (Role::App, ContainerSeen::Pulled),
+        (Role::Sidecar, RUNS),
+        (Role::Init, ContainerSeen::Done { well: false }),
+    ]);
+    assert_eq!(end(&seen), Some(End::Failed));
+    assert_eq!(plan(&seen), [Action::Kill(1)]);
+    seen.containers[1].1 = WELL;
+    assert_eq!(plan(&seen), [Action::StopSandbox]);
+}
+
+#[test]
+fn sidecars_end_last_and_in_reverse() {
+    let mut seen = running(&[
+        (Role::App, WELL),
+        (Role::App, RUNS),
+        (Role::Sidecar, RUNS),
+        (Role::Sidecar, RUNS),
+    ]);
+    seen.initialized = true;
+    assert_eq!(plan(&seen), []);
+    seen.deleting = true;
+    assert_eq!(plan(&seen), [Action::Kill(1)]);
+    seen.deleting = false;
+    // They do not keep the group from completing.
+    seen.containers[1].1 = WELL;
+    assert_eq!(end(&seen), Some(End::Complete));
+    assert_eq!(plan(&seen), [Action::Kill(3)]);
+    seen.containers[3].1 = ContainerSeen::Killing;
+    assert_eq!(plan(&seen), []);
+    seen.containers[3].1 = WELL;
+    assert_eq!(plan(&seen), [Action::Kill(2)]);
+    seen.containers[2].1 = ContainerSeen::Done { well: false };
+    assert_eq!(plan(&seen), [Action::StopSandbox]);
+}
+
+#[test]
+fn a_restart_ends_all_and_begins_anew_in_the_same_sandbox() {
+    let mut seen = running(&[(Role::App, RUNS), (Role::Sidecar, RUNS), (Role::Init, WELL)]);
+    seen.restarting = true;
+    assert_eq!(plan(&seen), [Action::Kill(0)]);
+    seen.containers[0].1 = WELL;
+    assert_eq!(plan(&seen), [Action::Kill(1)]);
+    seen.containers[1].1 = WELL;
+    assert_eq!(plan(&seen), [Action::Reset]);
+}
+
+#[test]
+fn a_group_fails_at_its_deadline() {
+    let mut seen = running(&[(Role::App, RUNS)]);
+    seen.deadline_ms = Some(10);
+    assert_eq!(plan(&seen), [Action::WakeAt(10)]);
+    seen.now_ms = 10;
+    assert_eq!(plan(&seen), [Action::Expire]);
+    seen.failed = true;
+    assert_eq!(plan(&seen), [Action::Kill(0)]);
+}
+
+#[test]
+fn the_end_is_kill_then_stop_then_release() {
+    let mut seen = running(&[(Role::App, RUNS), (Role::App, WELL)]);
+    seen.deleting = true;
+    assert_eq!(plan(&seen), [Action::Kill(0)]);
+    seen.containers[0].1 = ContainerSeen::Killing;
+    assert_eq!(plan(&seen), []);
+    seen.containers[0].1 = WELL;
+    assert_eq!(plan(&seen), [Action::StopSandbox]);
+    seen.sandbox = SandboxSeen::Absent { not_before_ms: 99 };
+    assert_eq!(plan(&seen), [Action::Release]);
+    seen.releasing = true;
+    assert_eq!(plan(&seen), []);
+}
+
+#[test]
+fn an_ended_group_gives_its_sandbox_back_and_stays() {
+    let mut seen = running(&[(Role::App, WELL)]);
+    assert_eq!(plan(&seen), [Action::StopSandbox]);
+    seen.sandbox = SandboxSeen::Absent { not_before_ms: 0 };
+    assert_eq!(plan(&seen), []);
+}
+
+/// A world that carries actions out, with failures as the numbers say.
+struct World {
+    seen: Seen,
+    busy: HashSet<Action>,
+    released: bool,
+}
+
+impl World {
+    fn new(roles: &[Role]) -> Self {
+        Self {
+            seen: of_roles(roles),
+            busy: HashSet::new(),
+            released: false,
+        }
+    }
+
+    fn set(&mut self, index: usize, state: ContainerSeen) {
+        self.seen.containers[index].1 = state;
+    }
+
+    fn begin(&mut self) {
+        self.seen.initialized |= has_initialized(&self.seen.containers);
+        for action in plan(&self.seen) {
+            if let Action::WakeAt(at) = action {
+                assert!(at > self.seen.now_ms);
+                continue;
+            }
+            assert!(self.busy.insert(action), "{action:?} begun twice");
+            match action {
+                Action::StartSandbox => self.seen.sandbox = SandboxSeen::Starting,
+                Action::StopSandbox => {
+                    let dead = matches!(self.seen.sandbox, SandboxSeen::Dead { .. });
+                    let alive = self.seen.containers.iter().any(|(_, c)| c.is_alive());
+                    assert!(dead || !alive, "stopped under a container");
+                    self.seen.sandbox = SandboxSeen::Stopping;
+                }
+                Action::Pull(index) => self.set(index, ContainerSeen::Pulling),
+                Action::Start(index) => {
+                    assert_eq!(self.seen.sandbox, SandboxSeen::Running);
+                    self.assert_order(index);
+                    self.set(index, ContainerSeen::Starting);
+                }
+                Action::Kill(index) => self.set(index, ContainerSeen::Killing),
+                Action::Expire => {
+                    self.seen.failed = true;
+                    self.busy.remove(&action);
+                }
+                Action::Reset => {
+                    self.reset();
+                    self.busy.remove(&action);
+                }
+                Action::Release => {
+                    assert!(self.seen.deleting && matches!(self.seen.sandbox, SandboxSeen::Absent { .. }));
+                    self.seen.releasing = true;
+                    self.released = true;
+                }
+                Action::WakeAt(_) => {}
+            }
+        }
+    }
+
+    /// What starts does so after all it has to wait for.
+    fn assert_order(&self, index: usize) {
+        if self.seen.initialized {
+            return;
+        }
+        let is_app = self.seen.containers[index].0 == Role::App;
+        for (before, (role, seen)) in self.seen.containers.iter().enumerate() {
+            if is_app || before < index {
+                match role {
+                    Role::App => {}
+                    Role::Init => assert_eq!(*seen, WELL),
+                    Role::Sidecar => assert_eq!(*seen, RUNS),
+                }
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        assert!(!self.seen.containers.iter().any(|(_, c)| c.is_alive()));
+        self.seen.restarting = false;
+        self.seen.initialized = false;
+        for (_, seen) in &mut self.seen.containers {
+            if seen.is_done() {
+                *seen = ContainerSeen::Idle { not_before_ms: 0 };
+            }
+        }
+    }
+
+    /// The sandbox dies: what was in it is run again, after the init containers.
+    fn die(&mut self) {
+        self.seen.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
+        self.seen.initialized = false;
+        for (role, seen) in &mut self.seen.containers {
+            if seen.is_alive() || (*role == Role::Init && *seen == WELL) {
+                *seen = ContainerSeen::Idle { not_before_ms: 0 };
+            }
+        }
+        self.busy
+            .retain(|action| !matches!(action, Action::Start(_) | Action::Kill(_)));
+    }
+
+    /// Running containers go on by themselves.
+    fn live(&mut self, pick: usize, fails: bool) {
+        let index = pick % self.seen.containers.len();
+        let (role, seen) = self.seen.containers[index];
+        let again = ContainerSeen::Idle {
+            not_before_ms: self.seen.now_ms + 10,
+        };
+        match (role, seen) {
+            (Role::Init, ContainerSeen::Running { .. }) => self.set(index, if fails { again } else { WELL }),
+            (_, ContainerSeen::Running { .. }) => self.set(index, if fails { again } else { RUNS }),
+            _ => {}
+        }
+    }
+
+    fn finish_one(&mut self, pick: usize, fails: bool) {
+        let mut busy: Vec<Action> = self.busy.iter().copied().collect();
+        busy.sort_by_key(|action| format!("{action:?}"));
+        let retry = self.seen.now_ms + 10;
+        if busy.is_empty() {
+            self.seen.now_ms += 10;
+            return;
+        }
+        let action = busy[pick % busy.len()];
+        self.busy.remove(&action);
+        let again = ContainerSeen::Idle { not_before_ms: retry };
+        match action {
+            Action::StartSandbox if fails => self.seen.sandbox = SandboxSeen::Dead { not_before_ms: 0 },
+            Action::StartSandbox => self.seen.sandbox = SandboxSeen::Running,
+            Action::StopSandbox if fails => self.seen.sandbox = SandboxSeen::Dead { not_before_ms: retry },
+            Action::StopSandbox => self.seen.sandbox = SandboxSeen::Absent { not_before_ms: retry },
+            Action::Pull(index) | Action::Start(index) if fails => self.set(index, again),
+            Action::Pull(index) => self.set(index, ContainerSeen::Pulled),
+            Action::Start(index) => self.set(index, ContainerSeen::Running { has_started: false }),
+            Action::Kill(index) => self.set(index, ContainerSeen::Done { well: !fails }),
+            Action::Expire | Action::Reset | Action::Release | Action::WakeAt(_) => {}
+        }
+    }
+
+    /// Goes on without any failure.
+    fn settle(&mut self) {
+        for step in 0..400 {
+            self.begin();
+            self.finish_one(step, false);
+            self.live(step, false);
+        }
+    }
+}
+
+fn roles() -> impl Strategy<Value = Vec<Role>> {
+    let turns = prop::collection::vec(prop::sample::select(vec![Role::Init, Role::Sidecar]), 0..4);
+    (1usize..4, turns).prop_map(|(apps, turns)| [vec![Role::App; apps], turns].concat())
+}
+
+proptest! {
+    #[test]
+    fn converges_and_does_nothing_twice(
+        roles in roles(),
+        steps in prop::collection::vec((any::<usize>(), any::<bool>(), 0u8..16), 0..80),
+    ) {
+        let mut world = World::new(&roles);
+        for (pick, fails, what) in steps {
+            world.begin();
+            match what {
+                0 if world.seen.sandbox == SandboxSeen::Running => world.die(),
+                1 => world.seen.restarting = true,
+                2..6 => world.live(pick, fails),
+                _ => world.finish_one(pick, fails),
+            }
+        }
+        // Without further failures everything runs, and the init containers have ended.
+        world.settle();
+        prop_assert_eq!(world.seen.sandbox, SandboxSeen::Running);
+        for (role, seen) in &world.seen.containers {
+            prop_assert_eq!(*seen, if *role == Role::Init { WELL } else { RUNS });
+        }
+        // It fails when its time is over,
+        let mut late = World { seen: world.seen.clone(), busy: world.busy.clone(), released: false };
+        late.seen.deadline_ms = Some(late.seen.now_ms);
+        late.settle();
+        let is_gone = matches!(late.seen.sandbox, SandboxSeen::Absent { .. });
+        prop_assert!(late.seen.failed && is_gone);
+        // and ends when it shall.
+        world.seen.deleting = true;
+        world.settle();
+        prop_assert!(world.released);
+    }
+
+    /// Whatever is seen, no step is asked for again once it was begun.
+    #[test]
+    fn what_was_begun_is_not_begun_again(
+        containers in prop::collection::vec((role(), state()), 1..6),
+        sandbox in sandbox(),
+        flags in any::<[bool; 4]>(),
+        now_ms in 0u64..3,
+    ) {
+        let [deleting, restarting, failed, initialized] = flags;
+        let mut world = World::new(&[Role::App]);
+        world.seen = Seen {
+            now_ms, deleting, restarting, failed, initialized, sandbox, containers,
+            releasing: false, deadline_ms: Some(2),
+        };
+        let alive = world.seen.containers.iter().any(|(_, c)| c.is_alive());
+        // A sandbox that is not there has nothing alive.
+        prop_assume!(!alive || matches!(world.seen.sandbox, SandboxSeen::Running | SandboxSeen::Dead { .. }));
+        world.begin_unordered();
+    }
+}
+
+impl World {
+    /// Begins what is planned, and plans again: only what waits for a time may be there, or what the first steps opened.
+    fn begin_unordered(&mut self) {
+        let first: HashSet<Action> = plan(&self.seen).into_iter().collect();
+        for action in &first {
+            match *action {
+                Action::StartSandbox => self.seen.sandbox = SandboxSeen::Starting,
+                Action::StopSandbox => self.seen.sandbox = SandboxSeen::Stopping,
+                Action::Pull(index) => self.set(index, ContainerSeen::Pulling),
+                Action::Start(index) => self.set(index, ContainerSeen::Starting),
+                Action::Kill(index) => self.set(index, ContainerSeen::Killing),
+                Action::Expire => self.seen.failed = true,
+                Action::Reset => self.reset(),
+                Action::Release => self.seen.releasing = true,
+                Action::WakeAt(_) => {}
+            }
+        }
+        for action in plan(&self.seen) {
+            assert!(
+                matches!(action, Action::WakeAt(_)) || !first.contains(&action),
+                "{action:?} is begun twice"
+            );
+        }
+    }
+}
+
+fn role() -> impl Strategy<Value = Role> {
+    prop::sample::select(vec![Role::App, Role::Init, Role::Sidecar])
+}
+
+fn state() -> impl Strategy<Value = ContainerSeen> {
+    prop_oneof![
+        (0u64..3).prop_map(|not_before_ms| ContainerSeen::Idle { not_before_ms }),
+        any::<bool>().prop_map(|has_started| ContainerSeen::Running { has_started }),
+        any::<bool>().prop_map(|well| ContainerSeen::Done { well }),
+        prop::sample::select(vec![
+            ContainerSeen::Pulling,
+            ContainerSeen::Pulled,
+            ContainerSeen::Starting,
+            ContainerSeen::Killing,
+        ]),
+    ]
+}
+
+fn sandbox() -> impl Strategy<Value = SandboxSeen> {
+    prop_oneof![
+        (0u64..3).prop_map(|not_before_ms| SandboxSeen::Absent { not_before_ms }),
+        (0u64..3).prop_map(|not_before_ms| SandboxSeen::Dead { not_before_ms }),
+        prop::sample::select(vec![
+            SandboxSeen::Starting,
+            SandboxSeen::Running,
+            SandboxSeen::Stopping
+        ]),
+    ]
+}
