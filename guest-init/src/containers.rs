@@ -11,6 +11,7 @@ use std::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
+    care::{self, Address, Carer, Health, Lifecycle},
     container::{Container, cgroup::Hierarchy, freezer::Freezer, process::State, spec, stdio::Hold},
     error::{Context, Error, ErrorKind, Result},
     events::Events,
@@ -29,6 +30,7 @@ pub struct Containers {
     resources: Resources,
     freezer: Freezer,
     hold: Hold,
+    carer: Carer,
     by_id: Mutex<HashMap<String, Arc<Container>>>,
 }
 
@@ -45,15 +47,24 @@ pub struct Resources {
     pub reaper: Reaper,
     /// OOM kills.
     pub events: Arc<Events>,
+    /// The sandbox's own.
+    pub address: Address,
 }
 
 impl Containers {
     /// None yet.
     #[must_use]
     pub fn new(resources: Resources) -> Self {
+        let hold = Hold::default();
         Self {
             freezer: resources.hierarchy.freezer(),
-            hold: Hold::default(),
+            carer: Carer {
+                events: Arc::clone(&resources.events),
+                reaper: resources.reaper.clone(),
+                hold: hold.clone(),
+                address: resources.address.clone(),
+            },
+            hold,
             by_id: Mutex::default(),
             resources,
         }
@@ -72,7 +83,7 @@ impl Containers {
     ///
     /// # Errors
     /// `AlreadyExists`, `InvalidArgument` for the specification, `ResourceExhausted`.
-    pub fn create(&self, id: &str, image: Slice, mut spec: spec::Spec) -> Result<()> {
+    pub fn create(&self, id: &str, image: Slice, mut spec: spec::Spec, lifecycle: Lifecycle) -> Result<()> {
         if !is_id(id) {
             return Err(Error::invalid(format!(
                 "container_id is {id:?}: give 1 to 128 letters, digits, \"_\", \"-\" and \".\", first a letter or digit"
@@ -101,7 +112,14 @@ impl Containers {
                 return Err(error);
             }
         };
-        match Container::new(id, spec, rootfs, cgroup, &self.resources.identity_files) {
+        match Container::new(
+            id,
+            spec,
+            rootfs,
+            cgroup,
+            lifecycle,
+            &self.resources.identity_files,
+        ) {
             Ok(container) => {
                 let container = Arc::new(container);
                 self.resources.events.watch(&container);
@@ -147,7 +165,39 @@ impl Containers {
             return Err(Error::precondition("the sandbox is frozen"));
         }
         let container = self.get(id)?;
-        container.start(exec_id, &self.resources.reaper, &self.hold).await
+        let pid = container
+            .start(exec_id, &self.resources.reaper, &self.hold)
+            .await?;
+        if exec_id.is_empty() {
+            self.carer.begin(&container);
+        }
+        Ok(pid)
+    }
+
+    /// Begins to end a container: see [`care::stop`].
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` when it does not run.
+    pub fn stop(&self, id: &str, grace: Duration) -> Result<()> {
+        let container = self.get(id)?;
+        container.process("")?.running()?;
+        care::stop::begin(&self.carer, &container, grace);
+        Ok(())
+    }
+
+    /// How the containers are that are looked after and run.
+    #[must_use]
+    pub fn health(&self) -> Vec<(String, Health)> {
+        self.all()
+            .into_iter()
+            .filter(|container| container.care.wanted.needs_care())
+            .filter(|container| {
+                container
+                    .process("")
+                    .is_ok_and(|init| matches!(init.state(), State::Running { .. }))
+            })
+            .map(|container| (container.id.clone(), container.care.health()))
+            .collect()
     }
 
     /// Removes a container whose init does not run: its processes, cgroup and root file system. Must not be cancelled.

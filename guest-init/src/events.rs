@@ -1,4 +1,4 @@
-//! What the host should know and did not ask for: OOM kills.
+//! What the host should know and did not ask for: OOM kills, and what looking after containers brings to light.
 //!
 //! The kernel marks `memory.events` of a container's cgroup as modified when one of its counters changes (cgroup v2,
 //! "memory.events"); inotify tells.
@@ -10,11 +10,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use protocol::EVENT_MESSAGE_MAX_BYTES;
 use rustix::fs::inotify;
 use tokio::sync::watch;
 
 use crate::{
     boot::clock,
+    care::Cause,
     container::Container,
     error::{Context, Result},
     sys,
@@ -25,7 +27,24 @@ const MAX_KEPT: usize = 256;
 /// See `GetEvents` in the guest API.
 const MAX_GIVEN: usize = 64;
 
-/// An OOM kill.
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// The kernel killed a process of the container for memory.
+    Oom,
+    /// A probe failed.
+    Unhealthy,
+    /// The container is ended, nobody having asked for it.
+    Killing,
+    /// A postStart hook failed.
+    PostStartFailed,
+    /// A preStop hook failed.
+    PreStopFailed,
+    /// The container has started, or became ready or unready.
+    Health,
+}
+
+/// Something that happened in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// Counts up from 1.
@@ -34,6 +53,12 @@ pub struct Event {
     pub timestamp_ns: u64,
     /// Where.
     pub container_id: String,
+    /// What.
+    pub kind: EventKind,
+    /// For people, bounded.
+    pub message: String,
+    /// Why the container is ended.
+    pub cause: Option<Cause>,
 }
 
 /// The events of the sandbox, oldest first.
@@ -57,16 +82,16 @@ struct Log {
 }
 
 impl Log {
-    fn push(&mut self, container_id: &str, timestamp_ns: u64) {
+    fn push(&mut self, mut event: Event) {
         self.last += 1;
+        event.sequence = self.last;
+        event
+            .message
+            .truncate(event.message.floor_char_boundary(EVENT_MESSAGE_MAX_BYTES));
         if self.kept.len() == MAX_KEPT {
             self.kept.pop_front();
         }
-        self.kept.push_back(Event {
-            sequence: self.last,
-            timestamp_ns,
-            container_id: container_id.to_owned(),
-        });
+        self.kept.push_back(event);
     }
 
     fn after(&self, sequence: u64) -> Vec<Event> {
@@ -149,9 +174,21 @@ impl Events {
         let oom_kills = watched.container.cgroup.oom_kills();
         if oom_kills > watched.oom_kills {
             watched.oom_kills = oom_kills;
-            self.log
-                .send_modify(|log| log.push(&watched.container.id, clock::now_ns()));
+            self.push(&watched.container.id, EventKind::Oom, String::new(), None);
         }
+    }
+
+    /// Adds one.
+    pub fn push(&self, container_id: &str, kind: EventKind, message: String, cause: Option<Cause>) {
+        let event = Event {
+            sequence: 0,
+            timestamp_ns: clock::now_ns(),
+            container_id: container_id.to_owned(),
+            kind,
+            message,
+            cause,
+        };
+        self.log.send_modify(|log| log.push(event));
     }
 
     /// Waits for events after `sequence`. Cancelling is fine.
@@ -173,11 +210,19 @@ mod tests {
     fn the_log_is_bounded_and_in_order() {
         let mut log = Log::default();
         for number in 0..300 {
-            log.push("c", number);
+            log.push(Event {
+                sequence: 0,
+                timestamp_ns: number,
+                container_id: "c".into(),
+                kind: EventKind::Unhealthy,
+                message: "\u{e9}".repeat(600),
+                cause: None,
+            });
         }
         assert_eq!((log.kept.len(), log.last), (MAX_KEPT, 300));
         let first = log.after(0);
         assert_eq!((first.len(), first[0].sequence), (MAX_GIVEN, 45));
+        assert_eq!(first[0].message.len(), EVENT_MESSAGE_MAX_BYTES);
         assert_eq!(
             log.after(298)
                 .iter()

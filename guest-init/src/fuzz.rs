@@ -25,6 +25,7 @@ pub fn oci_spec(data: &[u8]) {
         rootfs: "/run/eci/containers/c/rootfs".into(),
         identity_files: "/run/eci/etc".into(),
         devices: "/run/eci/containers/c/devices".into(),
+        termination_message: None,
     };
     let identity = user::by_ids("root:x:0:0:root:/root:/bin/sh\n", 0, 0, &[]);
     if let Ok(program) = plan::init(&spec, &identity, &places, Stdio::Terminal) {

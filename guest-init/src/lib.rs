@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod boot;
+pub mod care;
 pub mod container;
 pub mod containers;
 pub mod error;

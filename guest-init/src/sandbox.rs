@@ -3,6 +3,7 @@
 //! It has no containers until it has an identity: they come into being as the last step of [`Sandbox::configure`].
 
 use std::{
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
@@ -10,6 +11,7 @@ use std::{
 
 use crate::{
     boot,
+    care::Address,
     container::cgroup::{Cgroup, Hierarchy},
     containers::{Containers, Resources},
     error::{Context, Error, ErrorKind, Result},
@@ -18,6 +20,12 @@ use crate::{
     reaper::Reaper,
     storage::{Disks, Storage},
 };
+
+/// The first address of the first interface.
+fn address(identity: &Identity) -> Option<IpAddr> {
+    let interface = identity.interfaces.first()?;
+    interface.addresses.first().map(|(address, _)| *address)
+}
 
 /// Where the sandbox finds and keeps things.
 #[derive(Debug)]
@@ -81,6 +89,7 @@ impl Sandbox {
                 identity_files,
                 reaper: Reaper::start().context(|| "start reaping")?,
                 events: Events::start()?,
+                address: Address::default(),
             },
             ready_us: boot::clock::uptime_us(),
             handshake: tokio::sync::Mutex::new(handshake),
@@ -133,6 +142,7 @@ impl Sandbox {
             ));
         }
         let ids = handshake.perform(&identity).await?;
+        self.resources.address.set(address(&identity));
         if let Some(scratch) = identity.scratch {
             let mut storage = self.resources.storage.lock().expect("no panic while held");
             storage.mount_scratch(scratch)?;
@@ -174,6 +184,7 @@ impl Sandbox {
             return Err(Error::precondition("the containers are not frozen"));
         }
         let ids = handshake.perform(&identity).await?;
+        self.resources.address.set(address(&identity));
         let mut hostname = configured.hostname.lock().expect("no panic while held");
         configured.containers.adopt(&hostname, &identity.hostname)?;
         if !identity.hostname.is_empty() {

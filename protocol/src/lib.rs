@@ -34,6 +34,12 @@ pub const STDIO_ACK: u8 = 0x06;
 pub const SANDBOX_STATS_TYPE_URL: &str = "eci.guest.v1.SandboxStatsResponse";
 /// `type_url` of a [`sandbox::SandboxOptions`] in `CreateSandboxRequest.options`.
 pub const SANDBOX_OPTIONS_TYPE_URL: &str = "eci.sandbox.v1.SandboxOptions";
+/// `type_url` of a [`guest::ContainerLifecycle`] in `CreateTaskRequest.options`.
+pub const CONTAINER_LIFECYCLE_TYPE_URL: &str = "eci.guest.v1.ContainerLifecycle";
+/// Longest message a container leaves at its end, bytes.
+pub const TERMINATION_MESSAGE_MAX_BYTES: usize = 4096;
+/// Longest message of an event, bytes.
+pub const EVENT_MESSAGE_MAX_BYTES: usize = 1024;
 /// Mount type of an image slice in `CreateTaskRequest.rootfs`.
 pub const ROOTFS_MOUNT_TYPE: &str = "erofs";
 /// Mount type of a shared volume in an OCI spec handed to the guest.

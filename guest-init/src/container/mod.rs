@@ -5,6 +5,7 @@
 
 pub mod capabilities;
 pub mod cgroup;
+pub mod command;
 pub mod freezer;
 pub mod mounts;
 pub mod plan;
@@ -24,6 +25,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use protocol::TERMINATION_MESSAGE_MAX_BYTES;
 use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid, makedev};
 
 use self::{
@@ -35,6 +37,7 @@ use self::{
     user::Identity,
 };
 use crate::{
+    care::{Care, Lifecycle},
     error::{Context, Error, ErrorKind, Result},
     reaper::Reaper,
     storage::Rootfs,
@@ -53,6 +56,8 @@ pub struct Container {
     pub cgroup: Cgroup,
     /// Its root file system.
     pub rootfs: Rootfs,
+    /// How it is looked after.
+    pub care: Care,
     spec: spec::Spec,
     /// The host name instead of the specification's.
     renamed: Mutex<Option<String>>,
@@ -72,15 +77,24 @@ impl Container {
         spec: spec::Spec,
         rootfs: Rootfs,
         cgroup: Cgroup,
+        lifecycle: Lifecycle,
         identity_files: &Path,
     ) -> std::result::Result<Self, Box<(Error, Rootfs, Cgroup)>> {
         let places = Places {
             rootfs: rootfs.path.clone(),
             identity_files: identity_files.to_owned(),
             devices: rootfs.path.with_file_name("devices"),
+            termination_message: (!lifecycle.termination_message_path.is_empty()).then(|| {
+                // On the writable layer's disk: a container may write as much as it likes.
+                let file = rootfs.upper.with_file_name("termination-message");
+                (file, lifecycle.termination_message_path.clone())
+            }),
         };
         let prepared = (|| {
             make_devices(&spec, &places.devices)?;
+            if let Some((file, _)) = &places.termination_message {
+                make_open_file(file)?;
+            }
             let process = spec
                 .process
                 .clone()
@@ -94,6 +108,7 @@ impl Container {
                 id: id.to_owned(),
                 cgroup,
                 rootfs,
+                care: Care::new(lifecycle),
                 spec,
                 renamed: Mutex::default(),
                 places,
@@ -141,6 +156,22 @@ impl Container {
             .get(exec_id)
             .cloned()
             .ok_or_else(|| Error::not_found(format!("container {:?} has no process {exec_id:?}", self.id)))
+    }
+
+    /// What the container left in its file for it, at most [`TERMINATION_MESSAGE_MAX_BYTES`].
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn termination_message(&self) -> Result<Vec<u8>> {
+        let mut message = Vec::new();
+        if let Some((path, _)) = &self.places.termination_message {
+            let action = || format!("read {}", path.display());
+            let file = File::open(path).context(action)?;
+            file.take(TERMINATION_MESSAGE_MAX_BYTES as u64)
+                .read_to_end(&mut message)
+                .context(action)?;
+        }
+        Ok(message)
     }
 
     fn init(&self) -> Result<Arc<Process>> {
@@ -366,6 +397,13 @@ fn identity(rootfs: &Path, user: &spec::User) -> Result<Identity> {
         return Ok(user::by_ids(&passwd, user.uid, user.gid, &user.additional_gids));
     }
     user::by_name(&passwd, &read("etc/group"), &user.username, &user.additional_gids)
+}
+
+/// Makes an empty file that everybody may write to.
+fn make_open_file(path: &Path) -> Result<()> {
+    let action = || format!("make {}", path.display());
+    File::create(path).context(action)?;
+    rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).context(action)
 }
 
 /// Makes the nodes of the specification's devices where only the guest init reaches them.

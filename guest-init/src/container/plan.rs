@@ -33,6 +33,8 @@ pub struct Places {
     pub identity_files: PathBuf,
     /// Nodes of the specification's own devices, named by their index.
     pub devices: PathBuf,
+    /// The file for its last message, and where the container finds it.
+    pub termination_message: Option<(PathBuf, String)>,
 }
 
 /// What a process reads and writes.
@@ -117,6 +119,17 @@ pub fn init(spec: &spec::Spec, identity: &Identity, places: &Places, stdio: Stdi
     devices(spec, places, &mut steps)?;
     let read_only = spec.root.as_ref().is_some_and(|root| root.readonly);
     identity_files(&all_mounts, places, read_only, &mut steps)?;
+    if let Some((file, path)) = &places.termination_message {
+        steps.push(Step::Bind {
+            source: c_path(file)?,
+            target: in_root("termination_message_path", path)?,
+            recursive: false,
+            attributes: MountAttributes {
+                set: libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
+                ..Default::default()
+            },
+        });
+    }
     steps.push(Step::MakeDirectory {
         path: in_root("process.cwd", &process.cwd)?,
     });

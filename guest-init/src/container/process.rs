@@ -432,6 +432,17 @@ pub fn report_channel() -> Result<(OwnedFd, OwnedFd)> {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).context(|| "make a socket pair")
 }
 
+/// Follows a command of our own until its program runs, and lets go of our copies of the child's ends.
+///
+/// # Errors
+/// As [`Process::finish_start`].
+pub async fn follow_command(program: Program, report: OwnedFd) -> Result<()> {
+    match follow(report).await? {
+        Outcome::Runs(_) => Ok(()),
+        Outcome::Failed(report) => Err(step_error(&program, report)),
+    }
+}
+
 /// What a child reports.
 enum Outcome {
     /// `execve` has succeeded; with the terminal, if the program has opened one.

@@ -1,15 +1,14 @@
 //! Messages to domain types and back.
 
 use protocol::guest::{
-    ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerStatsResponse, Event, File as FileMessage,
-    GetEventsResponse, NetworkStats, SandboxStatsResponse, Slice as SliceMessage, event::Kind,
+    ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerStatsResponse, File as FileMessage,
+    NetworkStats, SandboxStatsResponse, Slice as SliceMessage,
 };
 use serde::de::DeserializeOwned;
 
 use crate::{
     boot::clock,
     error::{Error, Result},
-    events,
     identity::{Id, Identity, Ids, Origin},
     network::Interface,
     stats::{ContainerStats, SandboxStats},
@@ -165,23 +164,6 @@ pub(super) fn sandbox_stats(stats: SandboxStats) -> SandboxStatsResponse {
         scratch_inodes: stats.scratch_inodes,
         scratch_used_inodes: stats.scratch_used_inodes,
         init_resident_bytes: stats.init_resident_bytes,
-        ..Default::default()
-    }
-}
-
-pub(super) fn events(events: Vec<events::Event>) -> GetEventsResponse {
-    let events = events
-        .into_iter()
-        .map(|event| Event {
-            sequence: event.sequence,
-            timestamp_ns: event.timestamp_ns,
-            container_id: event.container_id,
-            kind: Kind::OOM.into(),
-            ..Default::default()
-        })
-        .collect();
-    GetEventsResponse {
-        events,
         ..Default::default()
     }
 }

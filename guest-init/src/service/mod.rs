@@ -1,6 +1,7 @@
 //! The guest API: ttrpc in, domain calls out. Generated types appear here only.
 
 mod convert;
+mod lifecycle;
 mod status;
 mod stdio;
 
@@ -17,7 +18,7 @@ use protocol::{
         ListProcessesResponse, ProcessRequest, PutFilesRequest, ResizeTerminalRequest, SandboxStatsResponse,
         ShutdownRequest, SignalProcessRequest, StartProcessResponse, WaitProcessResponse,
     },
-    guest_ttrpc::{Guest, create_guest},
+    guest_ttrpc::{Guest, create_guest, create_lifecycle},
 };
 use ttrpc::r#async::{Server, TtrpcContext};
 
@@ -38,6 +39,7 @@ use crate::{
 /// When a listener cannot be used.
 pub async fn serve(sandbox: Arc<Sandbox>, api: &str, stdio: OwnedFd) -> Result<Server> {
     StdioServer::start(Arc::clone(&sandbox), stdio)?;
+    let lifecycle = lifecycle::service(Arc::clone(&sandbox));
     let service: Arc<dyn Guest + Send + Sync> = Arc::new(Service { sandbox });
     let failed = |error: ttrpc::Error| {
         Error::system(
@@ -48,7 +50,8 @@ pub async fn serve(sandbox: Arc<Sandbox>, api: &str, stdio: OwnedFd) -> Result<S
     let mut server = Server::new()
         .bind(api)
         .map_err(failed)?
-        .register_service(create_guest(service));
+        .register_service(create_guest(service))
+        .register_service(create_lifecycle(lifecycle));
     server.start().await.map_err(failed)?;
     Ok(server)
 }
@@ -129,9 +132,10 @@ impl Guest for Service {
             let image = convert::slice("rootfs", request.rootfs.as_ref())?
                 .ok_or_else(|| Error::invalid("rootfs is missing: give the slice of the image"))?;
             let spec = convert::json("spec", &request.spec)?;
+            let lifecycle = lifecycle::parse(request.lifecycle.into_option())?;
             self.sandbox
                 .containers()?
-                .create(&request.container_id, image, spec)
+                .create(&request.container_id, image, spec, lifecycle)
         };
         empty(create())
     }
@@ -262,7 +266,7 @@ impl Guest for Service {
         _: &TtrpcContext,
         request: GetEventsRequest,
     ) -> ttrpc::Result<GetEventsResponse> {
-        Ok(convert::events(self.sandbox.events().after(request.after).await))
+        Ok(lifecycle::follow(&self.sandbox, request.after).await)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {

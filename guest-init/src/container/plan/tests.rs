@@ -8,6 +8,7 @@ fn places() -> Places {
         rootfs: "/run/eci/containers/c1/rootfs".into(),
         identity_files: "/run/eci/etc".into(),
         devices: "/run/eci/containers/c1/devices".into(),
+        termination_message: None,
     }
 }
 
