@@ -6,7 +6,10 @@ use std::{
 };
 
 use protobuf::MessageField;
-use protocol::{guest as api, guest_ttrpc::GuestClient};
+use protocol::{
+    guest as api,
+    guest_ttrpc::{GuestClient, LifecycleClient},
+};
 use tokio::net::UnixStream;
 use ttrpc::{Code, r#async::transport::Socket, context};
 
@@ -24,6 +27,10 @@ const LONG_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_PIDS: usize = 32_768;
 /// Most events taken from one answer (guest.proto, GetEvents).
 const MAX_EVENTS: usize = 64;
+/// Most containers taken from one answer.
+const MAX_HEALTH: usize = 64;
+/// Longest container id (guest.proto).
+const MAX_CONTAINER_ID_BYTES: usize = 128;
 /// Longest text of the guest in an error message.
 const MAX_MESSAGE_CHARS: usize = 1000;
 /// Longest id in the guest's answer: a UUID.
@@ -33,6 +40,12 @@ const ENTROPY_BYTES: usize = 64;
 
 /// Statistics of a container as the guest gives them.
 pub type ContainerStats = api::ContainerStatsResponse;
+/// How a container is looked after, as the guest is told.
+pub type ContainerLifecycle = api::ContainerLifecycle;
+/// How a container ended, as the guest tells it.
+pub type ContainerEnd = api::ContainerEnd;
+/// What happened in the guest, and how its containers are.
+pub type GuestNews = api::GetEventsResponse;
 /// Statistics of the guest.
 pub type SandboxStats = api::SandboxStatsResponse;
 /// A volume of files. Never printed: it may hold secrets.
@@ -180,6 +193,7 @@ impl From<CallError> for Error {
 #[derive(Clone)]
 pub struct Guest {
     client: GuestClient,
+    lifecycle: LifecycleClient,
 }
 
 impl std::fmt::Debug for Guest {
@@ -191,8 +205,10 @@ impl std::fmt::Debug for Guest {
 impl Guest {
     /// Speaks the guest API over a connected stream.
     pub fn new(stream: UnixStream) -> Self {
+        let client = ttrpc::r#async::Client::new(Socket::from(stream));
         Self {
-            client: GuestClient::new(ttrpc::r#async::Client::new(Socket::from(stream))),
+            client: GuestClient::new(client.clone()),
+            lifecycle: LifecycleClient::new(client),
         }
     }
 
@@ -276,9 +292,16 @@ impl Guest {
     ///
     /// # Errors
     /// The guest refuses or does not answer.
-    pub async fn create_container(&self, id: &str, rootfs: &Slice, spec: Vec<u8>) -> Result<()> {
+    pub async fn create_container(
+        &self,
+        id: &str,
+        rootfs: &Slice,
+        spec: Vec<u8>,
+        lifecycle: Option<ContainerLifecycle>,
+    ) -> Result<()> {
         let request = api::CreateContainerRequest {
             container_id: id.into(),
+            lifecycle: lifecycle.into(),
             rootfs: MessageField::some(slice_message("vda", protocol::ROOTFS_MOUNT_TYPE, rootfs)),
             spec,
             ..Default::default()
@@ -469,6 +492,64 @@ impl Guest {
         Ok(response.events.into_iter().take(MAX_EVENTS).map(event).collect())
     }
 
+    /// Waits for events after `after` and how the containers are then, without a deadline. What the guest says is bounded,
+    /// and what this shim does not know of it is left out.
+    ///
+    /// # Errors
+    /// As [`Guest::wait_process`].
+    pub async fn news(&self, after: u64) -> std::result::Result<GuestNews, CallError> {
+        let request = api::GetEventsRequest {
+            after,
+            ..Default::default()
+        };
+        let waited = self.lifecycle.follow(context::Context::default(), &request);
+        Ok(bounded(call("follow the guest's containers", waited).await?))
+    }
+
+    /// Begins to end a container: its hook, SIGTERM, and SIGKILL after `grace_ms`.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn stop_container(&self, container_id: &str, grace_ms: u64) -> Result<()> {
+        let request = api::StopContainerRequest {
+            container_id: container_id.into(),
+            grace_ms,
+            ..Default::default()
+        };
+        let context = context::with_duration(SHORT_TIMEOUT);
+        call(
+            "stop the container in the guest",
+            self.lifecycle.stop_container(context, &request),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// How a container ended.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn container_end(&self, container_id: &str) -> Result<ContainerEnd> {
+        let request = api::ContainerRequest {
+            container_id: container_id.into(),
+            ..Default::default()
+        };
+        let context = context::with_duration(SHORT_TIMEOUT);
+        let end = call(
+            "ask how the container ended",
+            self.lifecycle.get_container_end(context, &request),
+        )
+        .await?;
+        let mut termination_message = end.termination_message;
+        termination_message.truncate(protocol::TERMINATION_MESSAGE_MAX_BYTES);
+        Ok(ContainerEnd {
+            oom_killed: end.oom_killed,
+            cause: end.cause,
+            termination_message,
+            ..Default::default()
+        })
+    }
+
     /// Asks for an orderly end; the answer may be lost with the VM, so only a refusal says something.
     ///
     /// # Errors
@@ -587,5 +668,55 @@ fn kind_of(code: Code) -> ErrorKind {
         Code::UNIMPLEMENTED => ErrorKind::Unimplemented,
         Code::UNAVAILABLE => ErrorKind::Unavailable,
         _ => ErrorKind::Internal,
+    }
+}
+
+/// The guest's news within the bounds of the guest API.
+fn bounded(news: GuestNews) -> GuestNews {
+    let text = |mut text: String, most: usize| {
+        text.truncate(text.floor_char_boundary(most));
+        text
+    };
+    let event = |event: api::Event| api::Event {
+        sequence: event.sequence,
+        timestamp_ns: event.timestamp_ns,
+        container_id: text(event.container_id, MAX_CONTAINER_ID_BYTES),
+        kind: event.kind,
+        message: text(event.message, protocol::EVENT_MESSAGE_MAX_BYTES),
+        cause: event.cause,
+        ..Default::default()
+    };
+    let health = |health: api::ContainerHealth| api::ContainerHealth {
+        container_id: text(health.container_id, MAX_CONTAINER_ID_BYTES),
+        started: health.started,
+        ready: health.ready,
+        ..Default::default()
+    };
+    GuestNews {
+        events: news.events.into_iter().take(MAX_EVENTS).map(event).collect(),
+        health: news.health.into_iter().take(MAX_HEALTH).map(health).collect(),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn news_are_bounded() {
+        let event = api::Event {
+            message: "\u{e9}".repeat(5000),
+            container_id: "x".repeat(5000),
+            ..Default::default()
+        };
+        let news = bounded(GuestNews {
+            events: vec![event; 100],
+            health: vec![api::ContainerHealth::default(); 100],
+            ..Default::default()
+        });
+        assert_eq!((news.events.len(), news.health.len()), (MAX_EVENTS, MAX_HEALTH));
+        assert_eq!(news.events[0].message.len(), protocol::EVENT_MESSAGE_MAX_BYTES);
+        assert_eq!(news.events[0].container_id.len(), MAX_CONTAINER_ID_BYTES);
     }
 }

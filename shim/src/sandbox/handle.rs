@@ -16,7 +16,7 @@ use crate::{
     console,
     error::{Error, ErrorKind, Result},
     events::Publisher,
-    guest::{ContainerStats, ProcessEnd, ProcessKey, SandboxStats, VolumeFiles},
+    guest::{ContainerStats, Guest, ProcessEnd, ProcessKey, SandboxStats, VolumeFiles},
     persist::{Bundle, CONSOLE_FILE},
 };
 
@@ -186,6 +186,15 @@ impl SandboxHandle {
     /// The guest's.
     pub async fn put_files(&self, files: VolumeFiles) -> Result<()> {
         self.ask(|driver, reply| driver.put_files(files, reply)).await
+    }
+
+    /// The guest, when containers can be worked with.
+    ///
+    /// # Errors
+    /// `Unavailable` or `FailedPrecondition` when they cannot.
+    pub async fn guest(&self) -> Result<Guest> {
+        self.look(|driver| driver.ready_vm().map(|vm| vm.guest.clone()))
+            .await
     }
 
     /// Prepares a container; returns the process id tasks show.

@@ -6,7 +6,7 @@ use vmm::config::{MAX_VCPUS, MIN_MEMORY_MIB};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    guest::Identity,
+    guest::{ContainerLifecycle, Identity},
     stdio::StdioSpec,
 };
 
@@ -188,6 +188,8 @@ pub struct ContainerSpec {
     pub is_captured: bool,
     /// Streams of its init process.
     pub stdio: StdioSpec,
+    /// How the guest looks after it.
+    pub lifecycle: Option<ContainerLifecycle>,
 }
 
 /// A process to add to a container.

@@ -718,7 +718,9 @@ pub async fn create_container(
         .await
         .map_err(|error| Error::with_source(ErrorKind::Internal, "read the bundle", error))??;
     let image = images.map(files, vmm).await?;
-    guest.create_container(&spec.id, image.slice(), config).await?;
+    guest
+        .create_container(&spec.id, image.slice(), config, spec.lifecycle.clone())
+        .await?;
     let key = ProcessKey::init(&spec.id);
     match Streams::connect(&key, &spec.stdio, vmm).await {
         Ok(streams) => Ok((image, streams)),

@@ -14,7 +14,7 @@ use protocol::sandbox as options;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    guest::{ContainerStats, Identity, Interface, SandboxStats, VolumeFiles},
+    guest::{ContainerLifecycle, ContainerStats, Identity, Interface, SandboxStats, VolumeFiles},
     resource::network::parse_mac,
     sandbox::spec::{ContainerSpec, ExecSpec, SandboxSpec, StartKind},
     stdio::{Sink, StdioSpec},
@@ -160,7 +160,24 @@ pub fn container_spec(request: CreateTaskRequest) -> Result<ContainerSpec> {
         image_paths,
         is_captured,
         stdio,
+        lifecycle: request.options.as_ref().map(lifecycle).transpose()?,
     })
+}
+
+/// How a container is looked after, out of `CreateTaskRequest.options`; without what this shim does not know.
+fn lifecycle(packed: &Any) -> Result<ContainerLifecycle> {
+    let type_name = packed.type_url.rsplit('/').next().unwrap_or_default();
+    if type_name != protocol::CONTAINER_LIFECYCLE_TYPE_URL {
+        return Err(invalid(format!(
+            "options have type_url {:?}: give none, or an {}",
+            packed.type_url,
+            protocol::CONTAINER_LIFECYCLE_TYPE_URL
+        )));
+    }
+    let mut lifecycle = ContainerLifecycle::parse_from_bytes(&packed.value)
+        .map_err(|error| Error::with_source(ErrorKind::InvalidArgument, "parse options", error))?;
+    lifecycle.mut_unknown_fields().clear();
+    Ok(lifecycle)
 }
 
 fn image_paths(rootfs: &[Mount]) -> Result<Vec<PathBuf>> {

@@ -1,6 +1,7 @@
 //! The ttrpc services: requests in, calls of the sandbox out. No state of their own.
 
 pub mod convert;
+mod lifecycle;
 mod sandbox;
 pub mod status;
 mod task;
@@ -8,6 +9,7 @@ mod task;
 use std::{collections::HashMap, sync::Arc};
 
 use containerd_shim_protos::{sandbox_async, shim_async};
+use protocol::guest_ttrpc;
 use ttrpc::r#async::Service;
 
 use crate::sandbox::SandboxHandle;
@@ -26,5 +28,7 @@ pub fn services(id: &str, handle: &SandboxHandle) -> HashMap<String, Service> {
     }
     let sandbox = sandbox::SandboxService::new(id.to_owned(), handle.clone());
     services.extend(sandbox_async::create_sandbox(Arc::new(sandbox)));
+    let lifecycle = lifecycle::LifecycleService::new(handle.clone());
+    services.extend(guest_ttrpc::create_lifecycle(Arc::new(lifecycle)));
     services
 }
