@@ -289,6 +289,7 @@ impl Host {
             restarting: None,
             failed: false,
             ending_since_ms: None,
+            news_after: Some(0),
             restores: snapshot.map(|snapshot| snapshot.id.clone()),
             containers,
             group: Group { id, status, spec },

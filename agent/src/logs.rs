@@ -6,8 +6,10 @@
 mod follow;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod last;
 mod line;
 mod read;
 
 pub use follow::stream;
+pub use last::last_text;
 pub use line::{Entry, Joiner, parse_entry};

@@ -41,11 +41,20 @@ pub struct Record {
     /// When its containers began to be ended, Unix milliseconds: their grace counts from here.
     #[serde(default)]
     pub ending_since_ms: Option<u64>,
+    /// The last event of the guest that was taken in; `None` for a clone before it has told what it was captured with.
+    #[serde(default = "no_news")]
+    pub news_after: Option<u64>,
     /// It goes on from this snapshot, and does not run yet.
     #[serde(default)]
     pub restores: Option<SnapshotId>,
     /// One per container, same order.
     pub containers: Vec<ContainerRecord>,
+}
+
+/// The guest has told nothing yet.
+#[allow(clippy::unnecessary_wraps, reason = "the default of an optional field")]
+fn no_news() -> Option<u64> {
+    Some(0)
 }
 
 /// What is kept of a container beside its status.
@@ -244,6 +253,7 @@ mod tests {
             restarting: None,
             failed: false,
             ending_since_ms: None,
+            news_after: Some(0),
             restores: None,
             containers: vec![ContainerRecord::default(); 2],
         }

@@ -53,6 +53,9 @@ fn main() -> ExitCode {
             init_containers_and_sidecars_take_turns,
             a_restarted_group_begins_anew_in_order,
             a_group_fails_with_its_init_container_and_at_its_deadline,
+            probes_decide_whether_a_container_is_ready,
+            an_unhealthy_container_is_ended_and_started_again,
+            failed_hooks_and_last_lines_are_told,
         },
         exec::{
             a_hundred_thousand_lines_arrive_complete_and_in_order,

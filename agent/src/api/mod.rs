@@ -9,6 +9,7 @@ pub(crate) mod fake;
 mod kubelet;
 mod listener;
 mod lookup;
+mod pod_lifecycle;
 mod pod_view;
 mod query;
 mod status;

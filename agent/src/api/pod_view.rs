@@ -18,6 +18,7 @@ use k8s_openapi::{
     },
 };
 
+use super::pod_lifecycle;
 use crate::group::{
     conditions::Condition,
     files::FileOrigin,
@@ -322,6 +323,7 @@ fn volume(volume: &VolumeSpec) -> Volume {
 }
 
 fn container(spec: &ContainerSpec) -> Container {
+    let lifecycle = &spec.lifecycle;
     let list = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
     let ports: Vec<_> = spec
         .ports
@@ -383,8 +385,19 @@ fn container(spec: &ContainerSpec) -> Container {
         stdin_once: spec.stdin_once.then_some(true),
         tty: spec.tty.then_some(true),
         restart_policy: (spec.lifecycle.role == Role::Sidecar).then(|| "Always".into()),
-        termination_message_path: Some("/dev/termination-log".into()),
-        termination_message_policy: Some("File".into()),
+        startup_probe: lifecycle.startup.as_ref().map(pod_lifecycle::probe),
+        liveness_probe: lifecycle.liveness.as_ref().map(pod_lifecycle::probe),
+        readiness_probe: lifecycle.readiness.as_ref().map(pod_lifecycle::probe),
+        lifecycle: pod_lifecycle::hooks(lifecycle),
+        termination_message_path: Some(lifecycle.termination_message_path.clone()),
+        termination_message_policy: Some(
+            if lifecycle.falls_back_to_logs {
+                "FallbackToLogsOnError"
+            } else {
+                "File"
+            }
+            .into(),
+        ),
         ..Container::default()
     }
 }
@@ -531,6 +544,12 @@ spec:
     resources: {limits: {cpu: 500m, memory: 128Mi}}
     securityContext: {runAsUser: 5, runAsNonRoot: true, capabilities: {add: [NET_ADMIN], drop: [ALL]}}
     tty: true
+    terminationMessagePath: /tmp/last
+    terminationMessagePolicy: FallbackToLogsOnError
+    startupProbe: {tcpSocket: {port: http}, failureThreshold: 30, terminationGracePeriodSeconds: 5}
+    livenessProbe: {exec: {command: [ok]}, initialDelaySeconds: 3, periodSeconds: 4}
+    readinessProbe: {httpGet: {port: 81, path: /r, httpHeaders: [{name: A, value: b}]}, successThreshold: 2}
+    lifecycle: {postStart: {exec: {command: [a]}}, preStop: {sleep: {seconds: 4}}}
 ";
         let text = &text.replace(
             "  containers:",

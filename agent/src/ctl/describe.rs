@@ -7,8 +7,9 @@ use super::{
 };
 use crate::group::{
     conditions::Condition,
-    lifecycle::Role,
+    lifecycle::{Handler, Role},
     size,
+    spec::ContainerSpec,
     status::{ContainerState, ContainerStatus, EventKind, Group},
 };
 
@@ -77,6 +78,9 @@ fn render(group: &Group) -> String {
         if let Some(previous) = &container.previous {
             lines.push(nested("Before", &state(previous)));
         }
+        for (name, probe) in probes(wanted) {
+            lines.push(nested(name, &probe));
+        }
         lines.push(nested("Ready", if container.ready { "yes" } else { "no" }));
         lines.push(nested("Restarts", &restarts(container)));
         let words = [&wanted.command[..], &wanted.args[..]].concat();
@@ -118,6 +122,53 @@ fn field(name: &str, value: &str) -> String {
 
 fn nested(name: &str, value: &str) -> String {
     format!("  {name:10}{}", table::clean(value))
+}
+
+/// The probes of a container, in one line each.
+fn probes(wanted: &ContainerSpec) -> Vec<(&'static str, String)> {
+    let lifecycle = &wanted.lifecycle;
+    let probes = [
+        ("Startup", &lifecycle.startup),
+        ("Liveness", &lifecycle.liveness),
+        ("Readiness", &lifecycle.readiness),
+    ];
+    let probes = probes.into_iter().filter_map(|(name, probe)| {
+        let probe = probe.as_ref()?;
+        let text = format!(
+            "{} delay={}s timeout={}s period={}s success={} failure={}",
+            handler(&probe.handler),
+            probe.initial_delay_seconds,
+            probe.timeout_seconds,
+            probe.period_seconds,
+            probe.success_threshold,
+            probe.failure_threshold
+        );
+        Some((name, text))
+    });
+    let hooks = [
+        ("PostStart", &lifecycle.post_start),
+        ("PreStop", &lifecycle.pre_stop),
+    ];
+    let hooks = hooks
+        .into_iter()
+        .filter_map(|(name, hook)| Some((name, handler(hook.as_ref()?))));
+    probes.chain(hooks).collect()
+}
+
+fn handler(handler: &Handler) -> String {
+    let host = |host: &Option<String>| host.clone().unwrap_or_default();
+    match handler {
+        Handler::Exec { command } => format!("exec [{}]", command.join(" ")),
+        Handler::HttpGet {
+            host: name,
+            port,
+            path,
+            ..
+        } => format!("http-get http://{}:{port}{path}", host(name)),
+        Handler::TcpSocket { host: name, port } => format!("tcp-socket {}:{port}", host(name)),
+        Handler::Grpc { port, service } => format!("grpc :{port} {service}"),
+        Handler::Sleep { seconds } => format!("sleep {seconds}s"),
+    }
 }
 
 fn condition(condition: &Condition) -> String {

@@ -1,8 +1,9 @@
 //! One task owns one group: it plans, begins jobs, takes in their outcomes, and writes down and publishes each state.
 
 mod ending;
+mod health;
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -103,6 +104,8 @@ impl GroupHandle {
 struct Live {
     seen: ContainerSeen,
     image: Option<Arc<LocalImage>>,
+    /// The run that has just ended was ended by the guest itself.
+    is_unhealthy: bool,
 }
 
 /// The owner of one group.
@@ -119,6 +122,8 @@ pub struct Driver {
     sandbox_failures: u32,
     connection: Option<SandboxConnection>,
     containers: Vec<Live>,
+    /// What the guest told last of running containers: started, ready. By the id of their run.
+    health: HashMap<String, (bool, bool)>,
     releasing: bool,
     jobs: JoinSet<Outcome>,
     starting: Option<AbortHandle>,
@@ -151,6 +156,7 @@ impl Driver {
                     }
                 },
                 image: None,
+                is_unhealthy: false,
             })
             .collect();
         let driver = Self {
@@ -164,6 +170,7 @@ impl Driver {
             sandbox_failures: 0,
             connection: None,
             containers,
+            health: HashMap::new(),
             releasing: false,
             jobs: JoinSet::new(),
             starting: None,
@@ -209,6 +216,7 @@ impl Driver {
         self.connection = Some(connection.clone());
         self.sandbox = SandboxSeen::Running;
         self.watch_sandbox(&connection);
+        self.follow_containers();
         for index in 0..self.containers.len() {
             let Some(run) = self.record.containers[index].runs.checked_sub(1) else {
                 continue;
@@ -474,6 +482,7 @@ impl Driver {
                     self.record.containers[index].done = true;
                 }
             }
+            Outcome::News(generation, news) => self.take_in_news(generation, news),
             Outcome::Released(result) => {
                 if let Err(error) = result {
                     tracing::error!(group_id = %self.id, error = %error.chain(), "a group was not released");
@@ -509,6 +518,10 @@ impl Driver {
             Ok(connection) => {
                 self.watch_sandbox(&connection);
                 self.connection = Some(connection);
+                self.health.clear();
+                // The guest of a clone tells its parent's story first.
+                self.record.news_after = self.record.restores.is_none().then_some(0);
+                self.follow_containers();
                 self.sandbox = SandboxSeen::Running;
                 self.sandbox_failures = 0;
                 self.record.sandbox_running = true;
@@ -675,6 +688,7 @@ impl Driver {
                 self.containers[index].seen = ContainerSeen::Running {
                     has_started: status.started,
                 };
+                self.apply_health(index);
                 if let Some(run) = self.run_of(index) {
                     self.jobs.spawn(run.watch());
                 }
@@ -693,11 +707,18 @@ impl Driver {
 
     fn ended(&mut self, index: usize, ended: jobs::Ended) {
         let signal = (129..=192).contains(&ended.status).then(|| ended.status - 128);
-        let (reason, message) = match (ended.oom_killed, ended.status) {
-            (true, _) => ("OOMKilled", "The container exceeded its memory limit".to_owned()),
-            (false, 0) => ("Completed", String::new()),
-            (false, _) => ("Error", String::new()),
+        let (reason, own) = match (ended.end.oom_killed, ended.status) {
+            (true, _) => ("OOMKilled", "The container exceeded its memory limit"),
+            (false, 0) => ("Completed", ""),
+            (false, _) => ("Error", ""),
         };
+        let message = if ended.end.message.is_empty() {
+            own.to_owned()
+        } else {
+            ended.end.message
+        };
+        // What was ended for being unhealthy has failed, whatever it says itself.
+        self.containers[index].is_unhealthy = ended.end.cause.is_some();
         self.finish(index, ended.status, signal, reason, message, ended.at_ms);
     }
 
@@ -716,7 +737,9 @@ impl Driver {
         view::terminated(status, exit_code, signal, reason, message, at_ms);
         let role = self.spec.containers[index].lifecycle.role;
         let policy = role.restart_policy(self.spec.restart_policy);
-        if self.is_ending() || !backoff::restarts(policy, exit_code) {
+        let is_unhealthy = std::mem::take(&mut self.containers[index].is_unhealthy);
+        let counted = if is_unhealthy { exit_code.max(1) } else { exit_code };
+        if self.is_ending() || !backoff::restarts(policy, counted) {
             let well = exit_code == 0;
             self.containers[index].seen = ContainerSeen::Done { well };
             self.record.containers[index].done = true;

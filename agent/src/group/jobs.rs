@@ -11,12 +11,14 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
+    logs,
     parts::{HostParts, now_ms},
     profile::phase,
     sandbox::{
         assembly,
         client::{SandboxConnection, Stdio},
         files,
+        lifecycle::{self, ContainerEnd, News},
         oci::{self, GroupFacts},
     },
     snapshots::SnapshotId,
@@ -26,6 +28,16 @@ const SIGTERM: u32 = 15;
 const SIGKILL: u32 = 9;
 /// After SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
+/// What a guest may take longer to end a container than its grace: at least 2 s are left after a hook.
+const GUEST_MARGIN: Duration = Duration::from_secs(5);
+/// Of a log that is a container's last message, as a kubelet takes them.
+const MESSAGE_LINES: usize = 80;
+/// As above, in bytes.
+const MESSAGE_BYTES: usize = 2048;
+/// The guest is asked for news no more often.
+pub(super) const NEWS_INTERVAL: Duration = Duration::from_millis(100);
+/// The guest is asked again that did not answer.
+pub(super) const NEWS_RETRY: Duration = Duration::from_secs(10);
 /// Exit status of a process that SIGKILL ended.
 const KILLED: i32 = 137;
 /// State of a sandbox that takes containers, in the shim's words.
@@ -44,14 +56,16 @@ pub(super) enum Outcome {
     Ended(usize, u32, Result<Ended>),
     /// All was done that can be done to end it.
     Killed(usize, u32),
+    /// What the guest of this sandbox told of its containers.
+    News(u32, Result<News>),
     Released(Result<()>),
 }
 
 /// The end of a container.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Ended {
     pub(super) status: i32,
-    pub(super) oom_killed: bool,
+    pub(super) end: ContainerEnd,
     pub(super) at_ms: u64,
 }
 
@@ -119,7 +133,13 @@ impl Run {
             for volume in files::of_container(&self.spec, &self.spec.containers[self.index], &self.facts())? {
                 self.connection.put_files(&volume).await?;
             }
-            let create = self.connection.create_task(&id, &bundle, &image.rootfs, &stdio);
+            let lifecycle = lifecycle::message(
+                &self.spec.containers[self.index].lifecycle,
+                self.spec.termination_grace_period_seconds,
+            );
+            let create = self
+                .connection
+                .create_task(&id, &bundle, &image.rootfs, &stdio, &lifecycle);
             phase("container_create", create).await?;
         }
         if let Err(error) = phase("container_start", self.connection.start(&id, "")).await {
@@ -192,23 +212,14 @@ impl Run {
     async fn try_watch(&self) -> Result<Ended> {
         let id = self.id();
         let exit = self.connection.wait(&id, "").await?;
-        let mut oom_killed = false;
         if exit.status == KILLED {
             // What died with its VM, or of the OOM killer, looks the same as what was killed.
             let (state, _) = self.connection.sandbox_status().await?;
             if state != SANDBOX_READY {
                 return Err(Error::new(ErrorKind::Unavailable, "the sandbox has ended"));
             }
-            match self.connection.stats(&id).await {
-                Ok(metrics) => {
-                    oom_killed = metrics
-                        .memory_events
-                        .as_ref()
-                        .is_some_and(|events| events.oom_kill > 0);
-                }
-                Err(error) => tracing::debug!(error = %error.chain(), "no statistics of an ended container"),
-            }
         }
+        let end = self.end(&id, exit.status).await;
         if let Err(error) = self.connection.delete(&id, "").await {
             // A sandbox that is stopping takes what is in it along.
             match self.connection.sandbox_status().await {
@@ -220,12 +231,35 @@ impl Run {
         }
         Ok(Ended {
             status: exit.status,
-            oom_killed,
+            end,
             at_ms: if exit.at_ms == 0 { now_ms() } else { exit.at_ms },
         })
     }
 
-    /// SIGTERM, grace, SIGKILL.
+    /// What there is to know of its end.
+    async fn end(&self, id: &str, status: i32) -> ContainerEnd {
+        let mut end = match self.connection.container_end(id).await {
+            Ok(end) => end,
+            Err(error) => {
+                tracing::debug!(group_id = %self.group_id, error = %error.chain(), "nothing is known of an end");
+                ContainerEnd::default()
+            }
+        };
+        let falls_back = self.spec.containers[self.index].lifecycle.falls_back_to_logs;
+        if falls_back && status != 0 && end.message.is_empty() {
+            let path = self.parts.log_file(&self.group_id, self.name(), self.run);
+            let read =
+                tokio::task::spawn_blocking(move || logs::last_text(&path, MESSAGE_LINES, MESSAGE_BYTES));
+            match read.await.map_err(std::io::Error::other).flatten() {
+                Ok(text) => end.message = text,
+                Err(error) => tracing::debug!(group_id = %self.group_id, %error, "no last lines of a log"),
+            }
+        }
+        end
+    }
+
+    /// The guest's way to end it: its hook, SIGTERM, grace, SIGKILL. Without grace, SIGKILL. Done here where the guest does
+    /// not do it.
     pub(super) async fn kill(self, grace: Duration) -> Outcome {
         let id = self.id();
         let signal = async |signal: u32, all: bool| {
@@ -234,10 +268,17 @@ impl Run {
                 tracing::debug!(error = %error.chain(), "a signal was not sent");
             }
         };
+        let mut patience = grace;
         if !grace.is_zero() {
-            signal(SIGTERM, false).await;
+            match self.connection.stop_container(&id, grace).await {
+                Ok(()) => patience += GUEST_MARGIN,
+                Err(error) => {
+                    tracing::debug!(error = %error.chain(), "the guest does not stop a container");
+                    signal(SIGTERM, false).await;
+                }
+            }
         }
-        if grace.is_zero() || timeout(grace, self.connection.wait(&id, "")).await.is_err() {
+        if grace.is_zero() || timeout(patience, self.connection.wait(&id, "")).await.is_err() {
             signal(SIGKILL, true).await;
             if timeout(KILL_DEADLINE, self.connection.wait(&id, ""))
                 .await
@@ -283,6 +324,17 @@ pub(super) async fn watch_sandbox(
         why
     };
     Outcome::SandboxEnded(generation, why)
+}
+
+/// Waits for news of a sandbox's containers.
+pub(super) async fn follow(
+    generation: u32,
+    connection: SandboxConnection,
+    after: u64,
+    delay: Duration,
+) -> Outcome {
+    tokio::time::sleep(delay).await;
+    Outcome::News(generation, connection.follow(after).await)
 }
 
 /// Removes what outlives the sandbox: logs, address, record.

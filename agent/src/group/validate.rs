@@ -4,7 +4,7 @@ use std::{collections::HashSet, fmt::Display, net::IpAddr};
 
 use super::{
     files,
-    lifecycle::Role,
+    lifecycle::{self, Role},
     size::{self, NoSuchSize, SizeTable},
     spec::{ContainerSpec, Door, EnvValue, GroupSpec, Size, VolumeSource},
     violation::{FieldPath, ViolationKind, Violations},
@@ -398,6 +398,7 @@ impl Check {
         self.ports(container, path);
         self.mounts(spec, container, path);
         self.security(container, path);
+        lifecycle::check(container, path, &mut self.found);
         if let Some(size) = container.size {
             self.container_size(spec, size, path);
         }

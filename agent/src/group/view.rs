@@ -84,10 +84,17 @@ pub(super) fn init_failure(status: &ContainerStatus) -> String {
 
 /// The container runs.
 pub(super) fn running(status: &mut ContainerStatus, spec: &ContainerSpec, started_at_ms: u64) {
-    status.started = true;
-    // What only runs to its end does not serve.
-    status.ready = spec.lifecycle.role != Role::Init;
+    let lifecycle = &spec.lifecycle;
+    let started = lifecycle.starts_at_once();
+    health(status, spec, started, started && lifecycle.readiness.is_none());
     status.state = ContainerState::Running { started_at_ms };
+}
+
+/// How the running container is.
+pub(super) fn health(status: &mut ContainerStatus, spec: &ContainerSpec, started: bool, ready: bool) {
+    status.started = started;
+    // What only runs to its end does not serve.
+    status.ready = ready && spec.lifecycle.role != Role::Init;
 }
 
 /// The container has ended.

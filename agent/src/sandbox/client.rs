@@ -20,6 +20,7 @@ use containerd_shim_protos::{
 use oci_spec::runtime::Process;
 use protocol::{
     guest::{PutFilesRequest, SandboxStatsResponse},
+    guest_ttrpc::LifecycleClient,
     sandbox::SandboxOptions,
 };
 use ttrpc::context::{self, Context};
@@ -86,6 +87,7 @@ pub struct SandboxConnection {
     id: String,
     task: TaskClient,
     sandbox: SandboxClient,
+    pub(super) lifecycle: LifecycleClient,
     deadlines: Deadlines,
 }
 
@@ -117,12 +119,17 @@ impl SandboxConnection {
         Ok(Self {
             id: id.to_owned(),
             task: TaskClient::new(client.clone()),
-            sandbox: SandboxClient::new(client),
+            sandbox: SandboxClient::new(client.clone()),
+            lifecycle: LifecycleClient::new(client),
             deadlines,
         })
     }
 
-    fn request(&self) -> Context {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn request(&self) -> Context {
         context::with_duration(self.deadlines.request)
     }
 
@@ -298,30 +305,23 @@ impl SandboxConnection {
         Ok(())
     }
 
-    /// Creates a container: nothing of it runs yet.
-    ///
-    /// # Errors
-    /// What the shim answers.
-    pub async fn create_task(&self, id: &str, bundle: &Path, rootfs: &Rootfs, stdio: &Stdio) -> Result<()> {
-        self.create(id, bundle, rootfs, stdio, String::new()).await
-    }
-
     /// Takes over a container that the snapshot has from which the sandbox was made: it stands still.
     ///
     /// # Errors
     /// What the shim answers; `NotFound` when the snapshot has no such container.
     pub async fn adopt_task(&self, id: &str, bundle: &Path, rootfs: &Rootfs, stdio: &Stdio) -> Result<()> {
         let checkpoint = "captured".to_owned();
-        self.create(id, bundle, rootfs, stdio, checkpoint).await
+        self.create(id, bundle, rootfs, stdio, checkpoint, None).await
     }
 
-    async fn create(
+    pub(super) async fn create(
         &self,
         id: &str,
         bundle: &Path,
         rootfs: &Rootfs,
         stdio: &Stdio,
         checkpoint: String,
+        options: Option<Any>,
     ) -> Result<()> {
         let mount = Mount {
             type_: protocol::ROOTFS_MOUNT_TYPE.to_owned(),
@@ -338,6 +338,7 @@ impl SandboxConnection {
             stdout: stdio.stdout.clone(),
             stderr: stdio.stderr.clone(),
             checkpoint,
+            options: options.into(),
             ..CreateTaskRequest::default()
         };
         self.task
@@ -554,7 +555,7 @@ fn decode<M: Message>(any: &Any, expected: &str) -> Result<M> {
 }
 
 /// The one place where codes of the shim protocol become the engine's kinds.
-fn from_ttrpc(what: &str, object: &str, error: ttrpc::Error) -> Error {
+pub(super) fn from_ttrpc(what: &str, object: &str, error: ttrpc::Error) -> Error {
     use ttrpc::Code;
     let (kind, cause) = match error {
         ttrpc::Error::RpcStatus(status) => {

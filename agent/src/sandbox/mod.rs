@@ -10,6 +10,7 @@ pub mod bundle;
 pub mod client;
 pub mod exec;
 pub mod files;
+pub mod lifecycle;
 pub mod oci;
 pub mod sealed;
 pub mod shim;

@@ -8,6 +8,7 @@ mod exec_socket;
 pub(crate) mod fuzz;
 mod http1;
 mod nonces;
+mod probe_view;
 mod reply;
 mod signing;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::probe_view;
 use crate::{
     config::EciConfig,
     group::{
@@ -242,6 +243,8 @@ fn container(spec: &ContainerSpec, status: &ContainerStatus) -> Value {
         "Stdin": spec.stdin,
         "StdinOnce": spec.stdin_once,
         "Tty": spec.tty,
+        "LivenessProbe": probe_view::probe(spec.lifecycle.liveness.as_ref()),
+        "ReadinessProbe": probe_view::probe(spec.lifecycle.readiness.as_ref()),
         "Ready": status.ready,
         "RestartCount": status.restart_count,
         "CurrentState": state(&status.state),
@@ -259,7 +262,7 @@ fn init_container(spec: &ContainerSpec, status: &ContainerStatus) -> Value {
         if let Some(command) = fields.remove("Commands") {
             fields.insert("Command".to_owned(), command);
         }
-        for none in ["Stdin", "StdinOnce", "Tty"] {
+        for none in ["Stdin", "StdinOnce", "Tty", "LivenessProbe", "ReadinessProbe"] {
             fields.remove(none);
         }
     }

@@ -1,6 +1,7 @@
 //! The parameters of CreateContainerGroup become a [`GroupSpec`]. What a single host has no use for (zones, vSwitches,
 //! billing) is accepted and ignored; what would change how the group behaves and is not supported is refused.
 
+mod lifecycle;
 pub mod params;
 #[cfg(test)]
 mod tests;
@@ -10,7 +11,7 @@ use std::{cell::RefCell, collections::BTreeMap};
 
 use self::params::{Params, Reader};
 use super::{
-    lifecycle::{Lifecycle, Role},
+    lifecycle::Role,
     pod,
     size::{SizeTable, Wanted},
     spec::{
@@ -283,30 +284,6 @@ fn convert_container(reader: &Reader<'_>, index: usize, role: Role) -> Container
             }
         }
     }
-    for field in ["LivenessProbe", "ReadinessProbe"] {
-        reader.refuse(
-            field,
-            "probes are not supported yet; end the process when it is not healthy",
-        );
-    }
-    for handler in ["PostStart", "PreStop"] {
-        for kind in [
-            "Exec",
-            "HttpGetHost",
-            "HttpGetPort",
-            "HttpGetPath",
-            "HttpGetScheme",
-            "HttpGetHttpHeader",
-            "HttpGetHttpHeaders",
-            "TcpSocketHost",
-            "TcpSocketPort",
-        ] {
-            reader.refuse(
-                &format!("Lifecycle{handler}Handler{kind}"),
-                "hooks are not supported yet; do the work in the container's command",
-            );
-        }
-    }
     if let Some(gpus) = reader.number("Gpu", 0..=64)
         && gpus > 0
     {
@@ -317,17 +294,6 @@ fn convert_container(reader: &Reader<'_>, index: usize, role: Role) -> Container
             "not supported; valid: 0",
         );
     }
-    if let Some(path) = reader.word("TerminationMessagePath")
-        && path != "/dev/termination-log"
-    {
-        reader.note(
-            ViolationKind::Unsupported,
-            "TerminationMessagePath",
-            path,
-            "not supported; valid: /dev/termination-log",
-        );
-    }
-    reader.choice("TerminationMessagePolicy", &[("File", ())]);
     let security = reader.object("SecurityContext");
     if reader.flag("SecurityContextPrivileged") == Some(true) {
         reader.note(
@@ -419,7 +385,7 @@ fn convert_container(reader: &Reader<'_>, index: usize, role: Role) -> Container
         stdin: reader.flag("Stdin").unwrap_or(false),
         stdin_once: reader.flag("StdinOnce").unwrap_or(false),
         tty: reader.flag("Tty").unwrap_or(false),
-        lifecycle: Lifecycle { role },
+        lifecycle: lifecycle::convert(reader, role),
     }
 }
 

@@ -45,6 +45,38 @@ fn init_containers_are_taken_over() {
 }
 
 #[test]
+fn probes_and_hooks_are_those_of_the_same_pod() {
+    let eci = group(&[
+        ("Container.1.LivenessProbe.HttpGet.Port", "80"),
+        ("Container.1.LivenessProbe.HttpGet.Path", "/live"),
+        ("Container.1.LivenessProbe.HttpGet.Scheme", "HTTP"),
+        ("Container.1.LivenessProbe.InitialDelaySeconds", "7"),
+        ("Container.1.ReadinessProbe.Exec.Command.1", "ok"),
+        ("Container.1.ReadinessProbe.TcpSocket.Port", "None"),
+        ("Container.1.LifecyclePostStartHandlerExec.1", "a"),
+        ("Container.1.LifecyclePreStopHandlerHttpGetPort", "81"),
+        ("Container.1.LifecyclePreStopHandlerHttpGetPath", "/bye"),
+        ("Container.1.TerminationMessagePolicy", "FallbackToLogsOnError"),
+    ])
+    .unwrap();
+    let text = "
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  containers:
+  - name: c
+    image: a/b:1
+    livenessProbe: {httpGet: {port: 80, path: /live}, initialDelaySeconds: 7}
+    readinessProbe: {exec: {command: [ok]}}
+    lifecycle: {postStart: {exec: {command: [a]}}, preStop: {httpGet: {port: 81, path: /bye}}}
+    terminationMessagePolicy: FallbackToLogsOnError
+";
+    let pod = pod::to_group(pod::parse_manifest(text).unwrap(), &SizeTable::default()).unwrap();
+    assert_eq!(eci.containers[0].lifecycle, pod.containers[0].lifecycle);
+}
+
+#[test]
 fn a_full_request_is_taken_over() {
     let spec = group(&[
         ("Cpu", "2.0"),
@@ -176,14 +208,22 @@ fn mistakes_are_named_in_the_words_of_the_door() {
             "ActiveDeadlineSeconds: \"0\"",
         ),
         (
-            &[("Container.1.LivenessProbe.HttpGet.Port", "80")],
-            Unsupported,
-            "Container.1.LivenessProbe: probes",
+            &[
+                ("Container.1.LivenessProbe.HttpGet.Port", "80"),
+                ("Container.1.LivenessProbe.TcpSocket.Port", "80"),
+            ],
+            Invalid,
+            "Container.1.LivenessProbe: 2 kinds",
         ),
         (
-            &[("Container.1.LifecyclePreStopHandlerExec.1", "x")],
-            Unsupported,
-            "LifecyclePreStopHandlerExec",
+            &[("Container.1.LivenessProbe.PeriodSeconds", "5")],
+            Invalid,
+            "Container.1.LivenessProbe: 0 kinds",
+        ),
+        (
+            &[("Container.1.LifecyclePreStopHandlerHttpGetPath", "/")],
+            Missing,
+            "LifecyclePreStopHandlerHttpGetPort: required",
         ),
         (
             &[("Container.1.SecurityContextPrivileged", "True")],

@@ -1,5 +1,6 @@
 //! One container of a Pod.
 
+use super::lifecycle;
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerPort, EnvVar as PodEnvVar, PodSecurityContext, ResourceRequirements,
@@ -10,7 +11,7 @@ use k8s_openapi::{
 
 use super::sources::Sources;
 use crate::group::{
-    lifecycle::{Lifecycle, Role},
+    lifecycle::{Lifecycle, Role, TERMINATION_MESSAGE_PATH},
     quantity,
     size::Wanted,
     spec::{ContainerSpec, EnvValue, EnvVar, ImagePullPolicy, PortSpec, VolumeMount},
@@ -62,7 +63,7 @@ pub(super) fn convert(
         env_from,
         image,
         image_pull_policy,
-        lifecycle,
+        lifecycle: hooks,
         liveness_probe,
         name,
         ports,
@@ -88,22 +89,6 @@ pub(super) fn convert(
             found.add(ViolationKind::Unsupported, format!("{path}.{field}"), "", instead);
         }
     };
-    refuse(
-        lifecycle.is_some_and(|hooks| hooks.post_start.is_some() || hooks.pre_stop.is_some()),
-        "lifecycle",
-        "hooks are not supported yet; do the work in the container's command",
-    );
-    for (field, probe) in [
-        ("livenessProbe", &liveness_probe),
-        ("readinessProbe", &readiness_probe),
-        ("startupProbe", &startup_probe),
-    ] {
-        refuse(
-            probe.is_some(),
-            field,
-            "probes are not supported yet; end the process when it is not healthy",
-        );
-    }
     let role = place.role(restart_policy.as_deref());
     let restarts = restart_policy.is_some() && role != Role::Sidecar;
     let instead = match place {
@@ -117,20 +102,42 @@ pub(super) fn convert(
         "not supported; set spec.restartPolicy",
     );
     refuse(
-        termination_message_path.is_some_and(|path| path != "/dev/termination-log"),
-        "terminationMessagePath",
-        "not supported; valid: /dev/termination-log",
-    );
-    refuse(
-        termination_message_policy.is_some_and(|policy| policy != "File"),
-        "terminationMessagePolicy",
-        "not supported yet; valid: File",
-    );
-    refuse(
         volume_devices.is_some_and(|list| !list.is_empty()),
         "volumeDevices",
         "not supported; use volumeMounts",
     );
+
+    let falls_back_to_logs = match termination_message_policy.as_deref() {
+        None | Some("" | "File") => false,
+        Some("FallbackToLogsOnError") => true,
+        Some(other) => {
+            let field = format!("{path}.terminationMessagePolicy");
+            found.invalid(field, other, "valid: File or FallbackToLogsOnError");
+            false
+        }
+    };
+    let ports = ports.unwrap_or_default();
+    let mut reader = lifecycle::Reader {
+        ports: &ports,
+        path,
+        found: &mut *found,
+    };
+    let startup = reader.probe("startupProbe", startup_probe);
+    let liveness = reader.probe("livenessProbe", liveness_probe);
+    let readiness = reader.probe("readinessProbe", readiness_probe);
+    let (post_start, pre_stop) = reader.hooks(hooks);
+    let lifecycle = Lifecycle {
+        role,
+        startup,
+        liveness,
+        readiness,
+        post_start,
+        pre_stop,
+        termination_message_path: termination_message_path
+            .filter(|path| !path.is_empty())
+            .unwrap_or_else(|| TERMINATION_MESSAGE_PATH.to_owned()),
+        falls_back_to_logs,
+    };
 
     let image = image.unwrap_or_default();
     let sizes = resources.map_or_else(Sizes::default, |resources| {
@@ -148,7 +155,6 @@ pub(super) fn convert(
         working_dir: working_dir.filter(|directory| !directory.is_empty()),
         env: variables,
         ports: ports
-            .unwrap_or_default()
             .into_iter()
             .enumerate()
             .filter_map(|(index, port)| convert_port(port, &format!("{path}.ports[{index}]"), found))
@@ -163,7 +169,7 @@ pub(super) fn convert(
         stdin: stdin.unwrap_or(false),
         stdin_once: stdin_once.unwrap_or(false),
         tty: tty.unwrap_or(false),
-        lifecycle: Lifecycle { role },
+        lifecycle,
         name,
         image,
         ..security(security_context.unwrap_or_default(), pod, path, found)

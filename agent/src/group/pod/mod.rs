@@ -2,6 +2,7 @@
 //! difference on a single host, or refused with what to use instead. Nothing that changes behaviour is dropped silently.
 
 mod container;
+mod lifecycle;
 mod manifest;
 mod objects;
 mod place;

@@ -226,12 +226,49 @@ fn wrong_values_name_field_and_what_is_valid() {
             "securityContext.runAsUser: \"0\"",
         ),
         (
-            "    livenessProbe: {exec: {command: [x]}}",
-            "livenessProbe: probes are not supported yet",
+            "    livenessProbe: {exec: {command: []}}",
+            "livenessProbe.exec.command: required",
         ),
         (
-            "    lifecycle: {preStop: {exec: {command: [x]}}}",
-            "lifecycle: hooks are not supported yet",
+            "    livenessProbe: {exec: {command: [x]}, tcpSocket: {port: 1}}",
+            "livenessProbe: 2 kinds are given; valid: one of exec, httpGet, tcpSocket or grpc",
+        ),
+        ("    readinessProbe: {}", "readinessProbe: 0 kinds are given"),
+        (
+            "    livenessProbe: {tcpSocket: {port: 1}, successThreshold: 2}",
+            "livenessProbe.successThreshold: \"2\": valid: 1, but for readiness probes",
+        ),
+        (
+            "    readinessProbe: {tcpSocket: {port: 1}, periodSeconds: -1}",
+            "readinessProbe.periodSeconds: \"-1\": valid: 0 or more",
+        ),
+        (
+            "    readinessProbe: {tcpSocket: {port: web}}",
+            "readinessProbe.tcpSocket.port: \"web\": no port of the container has this name",
+        ),
+        (
+            "    readinessProbe: {httpGet: {port: 443, scheme: HTTPS}}",
+            "readinessProbe.httpGet.scheme: \"HTTPS\": not supported yet; valid: HTTP",
+        ),
+        (
+            "    readinessProbe: {httpGet: {port: 80, host: example.com}}",
+            "readinessProbe.httpGet.host: \"example.com\": valid: an IP address",
+        ),
+        (
+            "    readinessProbe: {grpc: {port: 0}}",
+            "readinessProbe.grpc.port: \"0\": valid: 1 to 65535",
+        ),
+        (
+            "    lifecycle: {preStop: {tcpSocket: {port: 1}}}",
+            "lifecycle.preStop.tcpSocket: Kubernetes does not perform it as a hook",
+        ),
+        (
+            "    lifecycle: {stopSignal: SIGQUIT}",
+            "lifecycle.stopSignal: \"SIGQUIT\": not supported yet",
+        ),
+        (
+            "    terminationMessagePath: last",
+            "terminationMessagePath: \"last\": valid: the absolute path",
         ),
         (
             "    envFrom: [{configMapRef: {name: x}}]",
@@ -274,6 +311,10 @@ fn wrong_values_name_field_and_what_is_valid() {
         (
             "  initContainers: [{name: i, image: x, restartPolicy: Never}]",
             "spec.initContainers[0].restartPolicy: valid: Always, for a sidecar",
+        ),
+        (
+            "  initContainers: [{name: i, image: x, livenessProbe: {tcpSocket: {port: 1}}}]",
+            "spec.initContainers[0].livenessProbe: not for an init container",
         ),
         (
             "  initContainers: [{name: c, image: x}]",
