@@ -232,6 +232,8 @@ impl Driver {
                     if !matches!(status.state, ContainerState::Running { .. }) {
                         view::running(status, &self.spec.containers[index], now_ms());
                     }
+                    // An agent that knew nothing of this may have written the status.
+                    status.started |= self.spec.containers[index].lifecycle.starts_at_once();
                     let has_started = status.started;
                     self.containers[index].seen = ContainerSeen::Running { has_started };
                     if let Some(run) = self.run_of(index) {
@@ -477,9 +479,9 @@ impl Driver {
             }
             Outcome::Killed(index, run) => {
                 if self.is_current(index, run, |seen| seen == ContainerSeen::Killing) {
-                    // Its end may be on its way; the sandbox's end is the end of it in any case.
-                    self.containers[index].seen = ContainerSeen::Done { well: false };
-                    self.record.containers[index].done = true;
+                    // How it ended was not found out; the sandbox's end is the end of it in any case.
+                    let message = "It was told to end, and its end was not seen".to_owned();
+                    self.finish(index, 137, None, "Error", message, now_ms());
                 }
             }
             Outcome::News(generation, news) => self.take_in_news(generation, news),

@@ -38,6 +38,8 @@ const MESSAGE_BYTES: usize = 2048;
 pub(super) const NEWS_INTERVAL: Duration = Duration::from_millis(100);
 /// The guest is asked again that did not answer.
 pub(super) const NEWS_RETRY: Duration = Duration::from_secs(10);
+/// From the end of a container to what its watch finds out about it.
+const END_MARGIN: Duration = Duration::from_secs(30);
 /// Exit status of a process that SIGKILL ended.
 const KILLED: i32 = 137;
 /// State of a sandbox that takes containers, in the shim's words.
@@ -285,8 +287,11 @@ impl Run {
                 .is_err()
             {
                 tracing::warn!(group_id = %self.group_id, container_id = id, "SIGKILL did not end a container");
+                return Outcome::Killed(self.index, self.run);
             }
         }
+        // Its watch tells how it ended; this is only for when that is lost.
+        tokio::time::sleep(END_MARGIN).await;
         Outcome::Killed(self.index, self.run)
     }
 }
