@@ -482,7 +482,12 @@ pub async fn stand_by(
     };
     let begin = Begin::Template(directory);
     let (vmm, (guest, made)) = Attempt::new(spec, bundle, host, begin, &mut cancel)
-        .ready_then(async |vmm, made| Ok((connect_guest(vmm).await?, made)))
+        .ready_then(async |vmm, made| {
+            let guest = connect_guest(vmm).await?;
+            // An answer shows that it lives, and has the pages that every call needs in place.
+            guest.sandbox_stats().await?;
+            Ok((guest, made))
+        })
         .await?;
     Ok(StandBy { vmm, guest, made })
 }

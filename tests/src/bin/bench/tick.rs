@@ -36,7 +36,18 @@ impl Tick {
     }
 
     /// Measures once in each phase and round. The first time is not counted: it fills caches.
-    pub(crate) fn series<T>(&self, what: &str, mut once: impl FnMut() -> Result<T>) -> Result<Series<T>> {
+    pub(crate) fn series<T>(&self, what: &str, once: impl FnMut() -> Result<T>) -> Result<Series<T>> {
+        self.series_after(what, || Ok(()), once)
+    }
+
+    /// The same, with something to be done before each time.
+    pub(crate) fn series_after<T>(
+        &self,
+        what: &str,
+        mut before: impl FnMut() -> Result<()>,
+        mut once: impl FnMut() -> Result<T>,
+    ) -> Result<Series<T>> {
+        before()?;
         self.wait_for_phase(0);
         once()?;
         let mut series = Series {
@@ -44,6 +55,7 @@ impl Tick {
             n_failures: 0,
         };
         for phase in (0..self.rounds).flat_map(|_| 0..N_PHASES) {
+            before()?;
             self.wait_for_phase(phase);
             match once() {
                 Ok(value) => series.good.push(value),
