@@ -106,7 +106,7 @@ const GUARDED: &[(CapabilitySet, &[&str])] = &[
     (CapabilitySet::SYS_TTY_CONFIG, &["vhangup"]),
 ];
 
-/// Allowed with some arguments only; see [`profile`].
+/// Allowed with some arguments only; see [`rules`].
 const BY_ARGUMENT: &[&str] = &["clone", "clone3", "personality", "socket"];
 
 /// Namespace flags of `clone`.
