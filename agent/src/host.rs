@@ -155,8 +155,7 @@ impl Host {
 
     /// Ends all drivers; the groups live on without an agent.
     pub async fn shutdown(&self) {
-        self.keeper.abort();
-        self.parts.standbys.dismiss_all(&self.parts).await;
+        self.parts.standbys.dismiss_all(&self.parts, &self.keeper).await;
         let mut drivers = {
             let mut drivers = self.drivers.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *drivers)

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{assembly, client::SandboxConnection, templates::Class};
 use crate::{
@@ -100,6 +100,8 @@ pub struct Standbys {
     config: StandbyConfig,
     state: Mutex<State>,
     changed: Notify,
+    /// Held while one is made or taken away, which is not to be broken off.
+    at_work: tokio::sync::Mutex<()>,
 }
 
 impl Standbys {
@@ -109,6 +111,7 @@ impl Standbys {
             config,
             state: Mutex::default(),
             changed: Notify::new(),
+            at_work: tokio::sync::Mutex::default(),
         }
     }
 
@@ -183,8 +186,10 @@ impl Standbys {
         unwanted
     }
 
-    /// Takes all away, for the end of the agent.
-    pub async fn dismiss_all(&self, parts: &Arc<HostParts>) {
+    /// Ends their keeper and takes all away, for the end of the agent.
+    pub async fn dismiss_all(&self, parts: &Arc<HostParts>, keeper: &AbortHandle) {
+        let _at_work = self.at_work.lock().await;
+        keeper.abort();
         let all: Vec<_> = {
             let mut state = self.lock();
             state.wanted.clear();
@@ -214,6 +219,7 @@ pub async fn keep(parts: Arc<HostParts>) {
         standbys.changed.notified().await;
         while let Some(shape) = standbys.missing() {
             wait_until_quiet(&parts).await;
+            let at_work = standbys.at_work.lock().await;
             while let Some(unwanted) = standbys.take_unwanted() {
                 dismiss(&parts, unwanted).await;
             }
@@ -222,12 +228,14 @@ pub async fn keep(parts: Arc<HostParts>) {
                 continue;
             };
             let Some(template) = parts.templates.find(class) else {
+                drop(at_work);
                 tokio::time::sleep(TEMPLATE_WAIT).await;
                 continue;
             };
             match make(&parts, shape, template).await {
                 Ok(standby) => standbys.put_back(standby),
                 Err(error) => {
+                    drop(at_work);
                     tracing::warn!(error = %error.chain(), "no sandbox stands by: groups take the normal path");
                     tokio::time::sleep(RETRY_AFTER).await;
                 }
