@@ -242,7 +242,11 @@ def run(name, sdk, arguments):
         container = seen["Containers"][0]
         check("its container runs", container["CurrentState"]["State"] == "Running", container)
         check("its variable is kept", container["EnvironmentVars"][0]["Value"] == "a b&c=d", container)
+        # A container that has started has not yet printed; the API has no way to wait for a line.
         log = sdk.log(group)
+        while not log and time.monotonic() < deadline:
+            time.sleep(0.5)
+            log = sdk.log(group)
         check("its log is read", log if arguments.fake else LINE in log, log)
         output = sdk.exec(group, ["echo", "a  b", "c"], True)["SyncResponse"]
         check("a command is run", output == "a  b c\n", output)
