@@ -1,8 +1,10 @@
 //! Guest memory as a file: written for a snapshot, and shown by the memory of a VM that is made from it.
 //!
 //! The file is sparse and as long as guest memory: byte `n` of it is byte `n` of the regions, one after the other. Pages
-//! of zeroes are holes.
+//! of zeroes are holes. Where the file is in memory (tmpfs), ranges that are mostly content become huge pages of it: KVM maps
+//! such a page into each VM in one piece, as long as that VM only reads there. Kernel text is so.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
@@ -19,6 +21,10 @@ use super::{GuestMemory, MemoryError};
 /// Ranges nearer to each other than this become one: a mapping costs more than some pages of zeroes in the file.
 const MERGE_GAP_BYTES: u64 = 256 << 10;
 
+/// A huge page of the file is worth its memory when at least this much of it has content.
+const HUGE_CONTENT_BYTES: u64 = HUGE_BYTES / 2;
+const HUGE_BYTES: u64 = mapping::HUGE_PAGE_BYTES as u64;
+
 /// A part of guest memory that has content in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataRange {
@@ -30,6 +36,13 @@ pub struct DataRange {
     pub length: u64,
 }
 
+impl DataRange {
+    /// Its huge pages in the file are those of the guest too.
+    fn can_be_huge(&self) -> bool {
+        self.guest_address % HUGE_BYTES == self.file_offset % HUGE_BYTES
+    }
+}
+
 /// Writes what is not zero into an empty file, sets its length, and tells where content is. The guest must not run.
 ///
 /// # Errors
@@ -37,6 +50,7 @@ pub struct DataRange {
 pub fn write(memory: &GuestMemory, mut file: &File) -> io::Result<Vec<DataRange>> {
     let mut ranges = Vec::new();
     let mut region_offset = 0;
+    let mut region_ends = Vec::new();
     for region in memory.iter() {
         let mut resident = mapping::resident_pages(region)?;
         if is_swapping() {
@@ -66,9 +80,58 @@ pub fn write(memory: &GuestMemory, mut file: &File) -> io::Result<Vec<DataRange>
             );
         }
         region_offset += region.len();
+        region_ends.push(region_offset);
     }
     file.set_len(region_offset)?;
-    Ok(ranges)
+    Ok(use_huge_pages(file, ranges, &region_ends))
+}
+
+/// Makes huge pages of the file where that is of use and the file system can; returns the ranges, made longer where they are now
+/// in huge pages. A range shorter than its huge page would be mapped in small ones.
+fn use_huge_pages(file: &File, ranges: Vec<DataRange>, region_ends: &[u64]) -> Vec<DataRange> {
+    // Content of each huge page of the file, by its offset there.
+    let mut content = BTreeMap::<u64, u64>::new();
+    for range in ranges.iter().filter(|range| range.can_be_huge()) {
+        let (mut offset, end) = (range.file_offset, range.file_offset + range.length);
+        while offset < end {
+            let next = (offset + 1).next_multiple_of(HUGE_BYTES).min(end);
+            *content.entry(offset - offset % HUGE_BYTES).or_default() += next - offset;
+            offset = next;
+        }
+    }
+    let crosses_end = |offset: u64| {
+        region_ends
+            .iter()
+            .any(|end| (offset + 1..offset + HUGE_BYTES).contains(end))
+    };
+    content.retain(|offset, bytes| *bytes >= HUGE_CONTENT_BYTES && !crosses_end(*offset));
+    // The first that fails says that this is no file in memory, or that the host has no huge pages to give: small ones do.
+    let is_huge: BTreeSet<u64> = content
+        .into_keys()
+        .take_while(|offset| mapping::collapse(file.as_fd(), *offset).is_ok())
+        .collect();
+    let mut longer = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let (mut start, mut end) = (range.file_offset, range.file_offset + range.length);
+        if range.can_be_huge() {
+            let (first, last) = (start - start % HUGE_BYTES, (end - 1) - (end - 1) % HUGE_BYTES);
+            if is_huge.contains(&first) {
+                start = first;
+            }
+            if is_huge.contains(&last) {
+                end = last + HUGE_BYTES;
+            }
+        }
+        push(
+            &mut longer,
+            DataRange {
+                guest_address: range.guest_address - (range.file_offset - start),
+                file_offset: start,
+                length: end - start,
+            },
+        );
+    }
+    longer
 }
 
 /// The host has put some memory, perhaps the guest's, into swap.
@@ -96,13 +159,15 @@ fn is_zero(region: &GuestRegionMmap, page: usize) -> io::Result<bool> {
     Ok(bytes.iter().all(|byte| *byte == 0))
 }
 
-/// Appends a range, or lengthens the last one when both are near each other.
+/// Appends a range that begins behind the start of the last one, or lengthens the last one when both overlap or are near each
+/// other.
 fn push(ranges: &mut Vec<DataRange>, next: DataRange) {
     if let Some(last) = ranges.last_mut() {
-        let gap = next.guest_address.checked_sub(last.guest_address + last.length);
+        let is_near = next.guest_address <= last.guest_address + last.length + MERGE_GAP_BYTES;
         let same_region = next.guest_address - last.guest_address == next.file_offset - last.file_offset;
-        if let Some(gap) = gap.filter(|gap| same_region && *gap <= MERGE_GAP_BYTES) {
-            last.length += gap + next.length;
+        if is_near && same_region {
+            let end = next.guest_address + next.length;
+            last.length = last.length.max(end - last.guest_address);
             return;
         }
     }
@@ -225,6 +290,58 @@ mod tests {
                 .unwrap(),
             0x1000 ^ 0xabcd
         );
+    }
+
+    /// Bytes of this process' mappings of files in memory that are huge pages, in the mapping around an address.
+    fn huge_bytes_around(address: usize) -> u64 {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut is_here = false;
+        for line in smaps.lines() {
+            let mut words = line.split_whitespace();
+            let first = words.next().unwrap();
+            if let Some((start, end)) = first.split_once('-') {
+                let [start, end] = [start, end].map(|hex| usize::from_str_radix(hex, 16).unwrap());
+                is_here = (start..end).contains(&address);
+            } else if is_here && first == "ShmemPmdMapped:" {
+                return words.next().unwrap().parse::<u64>().unwrap() << 10;
+            }
+        }
+        0
+    }
+
+    #[test]
+    fn what_is_mostly_content_is_read_in_huge_pages_of_a_file_in_memory() {
+        // Regions whose ends and file offsets are no huge pages.
+        let ranges = [(GuestAddress(0), 7 << 20), (GuestAddress(1 << 32), 5 << 20)];
+        let memory = super::super::allocate(&ranges).unwrap();
+        let words = |start: u64, end: u64| (start..end).step_by(PAGE_BYTES);
+        // One huge page in full but for its first page, one a bit, one to the end of the region; a full one elsewhere in the file.
+        for address in words(0x20_1000, 0x40_0000)
+            .chain(words(0x40_0000, 0x41_0000))
+            .chain(words(0x60_0000, 0x70_0000))
+            .chain(words(1 << 32, (1 << 32) + 0x20_0000))
+        {
+            memory.write_obj(!address, GuestAddress(address)).unwrap();
+        }
+        let file = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        let data = write(&memory, &file).unwrap();
+        assert_eq!(
+            data,
+            [
+                range(0x20_0000, 0x20_0000, 0x21_0000),
+                range(0x60_0000, 0x60_0000, 0x10_0000),
+                range(1 << 32, 7 << 20, 0x20_0000),
+            ]
+        );
+        let copy = map(&ranges, &file, &data).unwrap();
+        for region in [&memory, &copy].map(|memory| memory.find_region(GuestAddress(0)).unwrap()) {
+            let mut bytes = vec![0; 7 << 20];
+            region.read_slice(&mut bytes, MemoryRegionAddress(0)).unwrap();
+            assert_eq!(bytes[0x20_0000..0x20_1000], [0; PAGE_BYTES]);
+            assert_eq!(bytes[0x20_1000..0x20_1008], (!0x20_1000_u64).to_le_bytes());
+        }
+        let start = copy.find_region(GuestAddress(0)).unwrap().as_ptr().addr();
+        assert_eq!(huge_bytes_around(start + 0x20_0000), HUGE_BYTES);
     }
 
     #[test]

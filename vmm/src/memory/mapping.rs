@@ -67,6 +67,26 @@ pub(super) fn show_file(
     }
 }
 
+/// Makes one huge page of the file's pages in a huge page's length from `file_offset`, a multiple of that. Holes in it are filled
+/// with zeroes. Linux 6.1 and later can, for files in memory.
+///
+/// # Errors
+/// Those of mmap(2), and of madvise(2) for `MADV_COLLAPSE`; the file's content is what it was.
+pub(super) fn collapse(file: BorrowedFd<'_>, file_offset: u64) -> io::Result<()> {
+    let window = anonymous(HUGE_PAGE_BYTES).map_err(io::Error::other)?;
+    show_file(&window, 0, HUGE_PAGE_BYTES, file, file_offset)?;
+    let start = window.as_ptr().cast();
+    // SAFETY: the window is mapped until the end of this function, and the call changes no content.
+    let result = unsafe { libc::madvise(start, HUGE_PAGE_BYTES, libc::MADV_COLLAPSE) };
+    let collapsed = if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    };
+    unmap(start, HUGE_PAGE_BYTES).map_err(io::Error::other)?;
+    collapsed
+}
+
 /// Which pages of a region may have content: one entry a page. Those of a private file that are in the page cache count too.
 ///
 /// # Errors
@@ -82,7 +102,7 @@ pub(super) fn resident_pages(region: &MmapRegion) -> io::Result<Vec<bool>> {
     }
 }
 
-/// Gives back a part of the mapping that `anonymous` has just made.
+/// Gives back a part of a mapping that `anonymous` made, and that nobody else knows of.
 fn unmap(start: *mut libc::c_void, length: usize) -> Result<(), MmapRegionError> {
     if length == 0 {
         return Ok(());
