@@ -16,7 +16,7 @@ use crate::{
     error::{Context, Error, ErrorKind, Result},
     events::Events,
     reaper::Reaper,
-    storage::{File, Slice, Storage},
+    storage::{AttachedVolume, File, Slice, Storage},
 };
 
 /// Most containers of a sandbox.
@@ -142,6 +142,14 @@ impl Containers {
     /// As [`Storage::put_files`].
     pub fn put_files(&self, volume: &str, files: &[File], gid: Option<u32>) -> Result<()> {
         self.storage().put_files(volume, files, gid)
+    }
+
+    /// Mounts a volume that has a slice of its own, or grows it.
+    ///
+    /// # Errors
+    /// As [`Storage::attach`].
+    pub fn attach(&self, volume: AttachedVolume) -> Result<()> {
+        self.storage().attach(volume)
     }
 
     /// Finds a container.

@@ -193,13 +193,13 @@ impl Sandbox {
         Ok(ids)
     }
 
-    /// Ends all containers, then unmounts the scratch slice.
+    /// Ends all containers, then unmounts the scratch slice and the attached volumes.
     pub async fn shut_down(&self, grace: Duration) {
         if let Ok(containers) = self.containers() {
             containers.shut_down(grace).await;
         }
         let mut storage = self.resources.storage.lock().expect("no panic while held");
-        if let Err(error) = storage.unmount_scratch() {
+        if let Err(error) = storage.unmount_all() {
             crate::log::failure("unmount the scratch slice", &error);
         }
     }

@@ -46,6 +46,12 @@ pub const ROOTFS_MOUNT_TYPE: &str = "erofs";
 pub const EMPTYDIR_MOUNT_TYPE: &str = "emptydir";
 /// Mount type of a volume of files in an OCI spec handed to the guest.
 pub const FILES_MOUNT_TYPE: &str = "files";
+/// Mount type of a volume that has a slice of its own, in an OCI spec handed to the guest.
+pub const VOLUME_MOUNT_TYPE: &str = "volume";
+/// `type_url` of a [`sandbox::AttachVolume`] in `UpdateTaskRequest.resources`.
+pub const ATTACH_VOLUME_TYPE_URL: &str = "eci.sandbox.v1.AttachVolume";
+/// Most volumes of a sandbox that have slices of their own.
+pub const MAX_ATTACHED_VOLUMES: usize = 20;
 /// `type_url` of a [`guest::PutFilesRequest`] in `UpdateTaskRequest.resources`.
 pub const PUT_FILES_TYPE_URL: &str = "eci.guest.v1.PutFilesRequest";
 /// Scheme of a stdio URI that makes the shim write CRI log lines itself.

@@ -15,7 +15,7 @@ use ttrpc::{Code, r#async::transport::Socket, context};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    resource::slices::Slice,
+    resource::{slices::Slice, volumes::VolumeSpec},
     timestamp::{from_unix_nanos, unix_nanos},
 };
 
@@ -285,6 +285,27 @@ impl Guest {
     pub async fn put_files(&self, files: &VolumeFiles) -> Result<()> {
         let context = context::with_duration(LONG_TIMEOUT);
         call("put files into the guest", self.client.put_files(context, files)).await?;
+        Ok(())
+    }
+
+    /// Has the guest mount a volume, or grow it.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn attach_volume(&self, volume: &VolumeSpec, slice: &Slice) -> Result<()> {
+        let request = api::AttachVolumeRequest {
+            volume: volume.name.clone(),
+            slice: MessageField::some(slice_message("vdb", "ext4", slice)),
+            is_empty_dir: volume.is_empty_dir,
+            gid: volume.gid,
+            ..Default::default()
+        };
+        let context = context::with_duration(LONG_TIMEOUT);
+        call(
+            "attach a volume in the guest",
+            self.client.attach_volume(context, &request),
+        )
+        .await?;
         Ok(())
     }
 

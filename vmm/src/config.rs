@@ -12,7 +12,7 @@ pub const HOTPLUG_ALIGN_MIB: u64 = 128;
 /// Most memory that can be plugged, in MiB.
 pub const MAX_HOTPLUG_MIB: u64 = 1 << 20;
 /// Length of each of the two slice disks, in bytes: an address space, not an allocation.
-pub const SLICE_DISK_BYTES: u64 = 8 << 40;
+pub const SLICE_DISK_BYTES: u64 = 1 << 50;
 /// Extents begin and end at multiples of this on the disk.
 pub const EXTENT_ALIGN_BYTES: u64 = 4096;
 

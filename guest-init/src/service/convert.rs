@@ -1,8 +1,8 @@
 //! Messages to domain types and back.
 
 use protocol::guest::{
-    ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerStatsResponse, File as FileMessage,
-    NetworkStats, SandboxStatsResponse, Slice as SliceMessage,
+    AttachVolumeRequest, ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerStatsResponse,
+    File as FileMessage, NetworkStats, SandboxStatsResponse, Slice as SliceMessage,
 };
 use serde::de::DeserializeOwned;
 
@@ -12,7 +12,7 @@ use crate::{
     identity::{Id, Identity, Ids, Origin},
     network::Interface,
     stats::{ContainerStats, SandboxStats},
-    storage::{File, Slice},
+    storage::{AttachedVolume, File, Slice},
 };
 
 /// Reads an OCI document; `field` is its name in messages.
@@ -33,6 +33,18 @@ pub(super) fn slice(field: &str, message: Option<&SliceMessage>) -> Result<Optio
         )
     };
     message.map(parse).transpose()
+}
+
+/// A volume with a slice of its own.
+pub(super) fn attached(request: AttachVolumeRequest) -> Result<AttachedVolume> {
+    let slice = slice("slice", request.slice.as_ref())?
+        .ok_or_else(|| Error::invalid("slice is missing: give the slice of the volume"))?;
+    Ok(AttachedVolume {
+        name: request.volume,
+        slice,
+        is_empty_dir: request.is_empty_dir,
+        gid: request.gid,
+    })
 }
 
 /// The files of a volume.

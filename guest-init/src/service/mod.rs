@@ -13,10 +13,11 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use protocol::{
     guest::{
-        ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerRequest, ContainerStatsResponse,
-        CreateContainerRequest, CreateProcessRequest, Empty, GetEventsRequest, GetEventsResponse,
-        ListProcessesResponse, ProcessRequest, PutFilesRequest, ResizeTerminalRequest, SandboxStatsResponse,
-        ShutdownRequest, SignalProcessRequest, StartProcessResponse, WaitProcessResponse,
+        AttachVolumeRequest, ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerRequest,
+        ContainerStatsResponse, CreateContainerRequest, CreateProcessRequest, Empty, GetEventsRequest,
+        GetEventsResponse, ListProcessesResponse, ProcessRequest, PutFilesRequest, ResizeTerminalRequest,
+        SandboxStatsResponse, ShutdownRequest, SignalProcessRequest, StartProcessResponse,
+        WaitProcessResponse,
     },
     guest_ttrpc::{Guest, create_guest, create_lifecycle},
 };
@@ -121,6 +122,14 @@ impl Guest for Service {
                 .containers()
                 .and_then(|containers| containers.put_files(&volume, &files, gid)),
         )
+    }
+
+    async fn attach_volume(&self, _: &TtrpcContext, request: AttachVolumeRequest) -> ttrpc::Result<Empty> {
+        let attach = || {
+            let volume = convert::attached(request)?;
+            self.sandbox.containers()?.attach(volume)
+        };
+        empty(attach())
     }
 
     async fn create_container(

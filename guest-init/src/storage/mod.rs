@@ -1,6 +1,7 @@
 //! What containers keep data on: image slices, the scratch slice, volumes. Every mount the guest init makes for itself
 //! is made here, below one directory.
 
+mod attached;
 mod files;
 mod slice;
 mod subpath;
@@ -15,6 +16,7 @@ use std::{
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 pub use self::{
+    attached::AttachedVolume,
     files::File,
     slice::{Disks, Slice},
 };
@@ -36,6 +38,7 @@ pub struct Storage {
     images: HashMap<SliceKey, (Slice, usize)>,
     /// Volumes in memory, mounted when first used.
     memory_volumes: Vec<String>,
+    attached: attached::Attached,
 }
 
 /// A container's root file system, mounted.
@@ -74,6 +77,7 @@ impl Storage {
             scratch: None,
             images: HashMap::new(),
             memory_volumes: Vec::new(),
+            attached: attached::Attached::default(),
         })
     }
 
@@ -161,6 +165,10 @@ impl Storage {
                     let path = self.files(index, mount)?;
                     pin(rootfs, index, mount, path, false)?
                 }
+                attached::KIND => {
+                    let path = self.attached.find(index, mount)?;
+                    pin(rootfs, index, mount, path, true)?
+                }
                 slice::KIND => {
                     let (slice, below) = slice::parse_mount(index, mount)?;
                     self.acquire(slice, rootfs)?.join(below)
@@ -214,11 +222,20 @@ impl Storage {
         Ok(rubbish)
     }
 
-    /// Unmounts the scratch slice, so that it is clean.
+    /// Mounts a volume that has a slice of its own, or grows it to the slice's length.
     ///
     /// # Errors
-    /// When it is still in use.
-    pub fn unmount_scratch(&mut self) -> Result<()> {
+    /// `FailedPrecondition` when it is attached in another slice; `Internal` when it cannot be mounted.
+    pub fn attach(&mut self, volume: AttachedVolume) -> Result<()> {
+        self.attached.attach(volume, &self.disks, &self.directory)
+    }
+
+    /// Unmounts the scratch slice and the attached volumes, so that they are clean.
+    ///
+    /// # Errors
+    /// When the scratch slice is still in use.
+    pub fn unmount_all(&mut self) -> Result<()> {
+        self.attached.unmount_all(&self.disks);
         match self.scratch.take() {
             Some(slice) => slice.unmount(&self.disks, &self.scratch()),
             None => Ok(()),

@@ -182,6 +182,34 @@ impl Slice {
         mounted
     }
 
+    /// Length.
+    pub(super) fn length_bytes(&self) -> u64 {
+        self.length_bytes.unsigned_abs()
+    }
+
+    /// Whether `other` is this slice, longer.
+    pub(super) fn grows_to(&self, other: &Self) -> bool {
+        let longer = Self {
+            length_bytes: other.length_bytes,
+            ..self.clone()
+        };
+        longer == *other && other.length_bytes > self.length_bytes
+    }
+
+    /// Gives its partition, which may be mounted, its length.
+    pub(super) fn resize(&self, disks: &Disks) -> Result<()> {
+        let path = disks.path(self.disk);
+        let disk = File::open(path).context(|| format!("open {}", path.display()))?;
+        sys::block::resize_partition(disk.as_fd(), self.partition, self.offset_bytes, self.length_bytes)
+            .context(|| {
+                let (number, length) = (self.partition, self.length_bytes);
+                format!(
+                    "resize partition {number} of {} to {length:#x} bytes",
+                    path.display()
+                )
+            })
+    }
+
     /// Unmounts `target` and removes the partition.
     pub(super) fn unmount(&self, disks: &Disks, target: &Path) -> Result<()> {
         unmount(target, UnmountFlags::NOFOLLOW).context(|| format!("unmount {}", target.display()))?;

@@ -18,7 +18,7 @@ pub(super) const KIND: &str = protocol::EMPTYDIR_MOUNT_TYPE;
 /// Every user of every container may write, as in Kubernetes.
 const MODE: u32 = 0o777;
 /// What is made in a directory gets the directory's group (`inode(7)`).
-const SET_GROUP: u32 = 0o2000;
+pub(super) const SET_GROUP: u32 = 0o2000;
 
 /// A volume as a mount asks for it.
 #[derive(Debug, PartialEq, Eq)]

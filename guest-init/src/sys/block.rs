@@ -9,6 +9,9 @@ use std::{
 const BLKPG: libc::Ioctl = 0x1269;
 const BLKPG_ADD_PARTITION: libc::c_int = 1;
 const BLKPG_DEL_PARTITION: libc::c_int = 2;
+const BLKPG_RESIZE_PARTITION: libc::c_int = 3;
+/// `EXT4_IOC_RESIZE_FS`, `_IOW('f', 16, __u64)` of `linux/ext4.h`.
+const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
 
 #[repr(C)]
 struct BlkpgPartition {
@@ -62,4 +65,22 @@ pub fn add_partition(disk: BorrowedFd<'_>, number: i32, start: i64, length: i64)
 /// What the kernel answers: `EBUSY` while the partition is open.
 pub fn remove_partition(disk: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     blkpg(disk, BLKPG_DEL_PARTITION, 0, 0, number)
+}
+
+/// Gives partition `number` of `disk`, which begins at byte `start`, the length `length`; it may be mounted.
+///
+/// # Errors
+/// What the kernel answers: `EBUSY` when it would overlap another.
+pub fn resize_partition(disk: BorrowedFd<'_>, number: i32, start: i64, length: i64) -> io::Result<()> {
+    blkpg(disk, BLKPG_RESIZE_PARTITION, start, length, number)
+}
+
+/// Grows the mounted ext4 file system that `directory` is on to `n_blocks` of its blocks.
+///
+/// # Errors
+/// What the kernel answers: `EINVAL` when it has more.
+pub fn grow_ext4(directory: &std::fs::File, n_blocks: u64) -> io::Result<()> {
+    // SAFETY: the kernel reads the one number that the argument points to, which is live for the call.
+    let result = unsafe { libc::ioctl(directory.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const n_blocks) };
+    super::check(result.into()).map(drop)
 }

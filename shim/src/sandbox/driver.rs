@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -24,6 +25,7 @@ use crate::{
     events::{Publisher, TaskEvent},
     guest::{CallError, Guest, GuestEvent, ProcessEnd, ProcessKey, SandboxStats, VolumeFiles},
     persist::{Bundle, VMM_PID_FILE},
+    resource::volumes::VolumeSpec,
     vmm::VmExit,
 };
 
@@ -485,6 +487,24 @@ impl Driver {
         self.begin(async move {
             let put = guest.put_files(&files).await;
             complete(move |_| drop(reply.send(put)))
+        });
+    }
+
+    pub(super) fn attach_volume(&mut self, volume: VolumeSpec, reply: Reply<()>) {
+        let begun = self.ready_vm().and_then(|vm| {
+            if self.is_capturing {
+                let text = "a snapshot of the sandbox is being taken";
+                return Err(Error::new(ErrorKind::FailedPrecondition, text));
+            }
+            Ok((vm.guest.clone(), vm.client(), Arc::clone(&vm.volumes)))
+        });
+        let (guest, client, volumes) = match begun {
+            Ok(begun) => begun,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        self.begin(async move {
+            let attached = volumes.attach(volume, &guest, &client).await;
+            complete(move |_| drop(reply.send(attached)))
         });
     }
 

@@ -18,6 +18,7 @@ use crate::{
     events::Publisher,
     guest::{ContainerStats, Guest, ProcessEnd, ProcessKey, SandboxStats, VolumeFiles},
     persist::{Bundle, CONSOLE_FILE},
+    resource::volumes::VolumeSpec,
 };
 
 /// Speaks to one sandbox; cheap to clone. Its errors are the driver's: every method may return `NotFound` for an
@@ -186,6 +187,15 @@ impl SandboxHandle {
     /// The guest's.
     pub async fn put_files(&self, files: VolumeFiles) -> Result<()> {
         self.ask(|driver, reply| driver.put_files(files, reply)).await
+    }
+
+    /// Gives the guest a volume that is a file of its own, or grows it.
+    ///
+    /// # Errors
+    /// As [`Volumes::attach`](crate::resource::volumes::Volumes::attach).
+    pub async fn attach_volume(&self, volume: VolumeSpec) -> Result<()> {
+        self.ask(|driver, reply| driver.attach_volume(volume, reply))
+            .await
     }
 
     /// The guest, when containers can be worked with.

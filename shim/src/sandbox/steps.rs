@@ -33,6 +33,7 @@ use crate::{
         cgroup, network,
         rootfs::{ImageDisk, ImageFiles, ImageSlice},
         slices::{SLICE_BEGIN_ALIGN_BYTES, Slice},
+        volumes::Volumes,
     },
     stdio::copy::Streams,
     vmm::{Launcher, VmExit, Vmm, VmmClient, VmmSpec},
@@ -78,6 +79,8 @@ pub struct RunningVm {
     pub guest: Guest,
     /// The read-only disk.
     pub images: Arc<ImageDisk>,
+    /// Volumes on the read-write disk.
+    pub volumes: Arc<Volumes>,
     /// Microseconds from guest kernel start to init ready.
     pub guest_ready_us: u64,
     /// How the guest came about, in a word: `boot`, `template`, `standby` or `snapshot`.
@@ -101,6 +104,7 @@ impl RunningVm {
             vmm,
             guest,
             images: made.images,
+            volumes: Volumes::new(),
             guest_ready_us,
             start_kind,
             shape: made.shape,

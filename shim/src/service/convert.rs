@@ -10,14 +10,15 @@ use protobuf::{
     EnumOrUnknown, Message, MessageField,
     well_known_types::{any::Any, timestamp::Timestamp},
 };
-use protocol::sandbox as options;
+use protocol::sandbox::{self as options, AttachVolume};
 
 use crate::{
     error::{Error, ErrorKind, Result},
     guest::{ContainerLifecycle, ContainerStats, Identity, Interface, SandboxStats, VolumeFiles},
-    resource::network::parse_mac,
+    resource::{network::parse_mac, volumes::VolumeSpec},
     sandbox::spec::{ContainerSpec, ExecSpec, SandboxSpec, StartKind},
     stdio::{Sink, StdioSpec},
+    vmm::check_absolute,
 };
 
 /// Option of a rootfs mount that names a layer blob.
@@ -300,6 +301,23 @@ pub fn files(message: &[u8]) -> Result<VolumeFiles> {
     VolumeFiles::parse_from_bytes(message).map_err(|error| {
         let context = format!("read {}", protocol::PUT_FILES_TYPE_URL);
         Error::with_source(ErrorKind::InvalidArgument, context, error)
+    })
+}
+
+/// A volume with a file of its own.
+///
+/// # Errors
+/// `InvalidArgument` when the message can't be read, or its path is not absolute.
+pub fn volume(message: &[u8]) -> Result<VolumeSpec> {
+    let message = AttachVolume::parse_from_bytes(message).map_err(|error| {
+        let context = format!("read {}", protocol::ATTACH_VOLUME_TYPE_URL);
+        Error::with_source(ErrorKind::InvalidArgument, context, error)
+    })?;
+    Ok(VolumeSpec {
+        path: check_absolute("path", &message.path)?,
+        name: message.volume,
+        is_empty_dir: message.is_empty_dir,
+        gid: message.gid,
     })
 }
 

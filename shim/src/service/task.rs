@@ -229,11 +229,21 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let resources = request.resources.into_option().unwrap_or_default();
-        if request.id != self.sandbox_id || resources.type_url != protocol::PUT_FILES_TYPE_URL {
+        if request.id != self.sandbox_id {
             return unimplemented("Update");
         }
-        let files = convert::files(&resources.value).map_err(to_ttrpc)?;
-        self.sandbox.put_files(files).await.map_err(to_ttrpc)?;
+        let updated = match resources.type_url.as_str() {
+            protocol::PUT_FILES_TYPE_URL => {
+                let files = convert::files(&resources.value).map_err(to_ttrpc)?;
+                self.sandbox.put_files(files).await
+            }
+            protocol::ATTACH_VOLUME_TYPE_URL => {
+                let volume = convert::volume(&resources.value).map_err(to_ttrpc)?;
+                self.sandbox.attach_volume(volume).await
+            }
+            _ => return unimplemented("Update"),
+        };
+        updated.map_err(to_ttrpc)?;
         Ok(Empty::new())
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct FakeGuest {
     pub(crate) configured: Mutex<Option<api::ConfigureSandboxRequest>>,
     /// Volumes of files, in the order they were put.
     pub(crate) files: Mutex<Vec<api::PutFilesRequest>>,
+    /// Volumes with slices, in the order they were attached and grown.
+    pub(crate) volumes: Mutex<Vec<api::AttachVolumeRequest>>,
     /// Kills to report as OOM kills, by container.
     pub(crate) oom: watch::Sender<Vec<String>>,
     /// Set by Shutdown: the VM powers off.
@@ -134,6 +136,15 @@ fn key_of(request: &api::ProcessRequest) -> Key {
 impl guest_ttrpc::Guest for FakeGuest {
     async fn put_files(&self, _: &TtrpcContext, request: api::PutFilesRequest) -> ttrpc::Result<api::Empty> {
         self.files.lock().unwrap().push(request);
+        Ok(api::Empty::new())
+    }
+
+    async fn attach_volume(
+        &self,
+        _: &TtrpcContext,
+        request: api::AttachVolumeRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        self.volumes.lock().unwrap().push(request);
         Ok(api::Empty::new())
     }
 

@@ -13,7 +13,10 @@ use containerd_shim_protos::{
     },
 };
 use protobuf::{Message, well_known_types::any::Any};
-use protocol::guest::{File, PutFilesRequest, SandboxStatsResponse};
+use protocol::{
+    guest::{File, PutFilesRequest, SandboxStatsResponse},
+    sandbox::AttachVolume,
+};
 use ttrpc::Code;
 use vmm::config::{Extent, SliceDisk};
 
@@ -408,6 +411,115 @@ async fn files_of_volumes_are_put_into_the_guest() {
         let (refused, message) = code(bench.task.update(soon(), &request).await.unwrap_err());
         assert_eq!(refused, expected, "{message}");
     }
+}
+
+#[tokio::test]
+async fn volumes_are_attached_once_and_grow() {
+    let bench = Bench::started().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    let file = std::fs::File::create(&path).unwrap();
+    let attach = |name: &str, path: &std::path::Path| {
+        let volume = AttachVolume {
+            volume: name.into(),
+            path: path.to_str().unwrap().into(),
+            gid: Some(7),
+            ..Default::default()
+        };
+        UpdateTaskRequest {
+            id: SANDBOX_ID.into(),
+            resources: protobuf::MessageField::some(Any {
+                type_url: protocol::ATTACH_VOLUME_TYPE_URL.into(),
+                value: volume.write_to_bytes().unwrap(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    };
+    for length in [1 << 20, 1 << 20, 3 << 20] {
+        file.set_len(length).unwrap();
+        bench.task.update(soon(), &attach("v", &path)).await.unwrap();
+    }
+    let other = directory.path().join("other");
+    std::fs::File::create(&other).unwrap().set_len(5000).unwrap();
+    bench.task.update(soon(), &attach("w", &other)).await.unwrap();
+    let vm = bench.vm();
+    let slices: Vec<_> = vm
+        .guest
+        .volumes
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|volume| {
+            let slice = volume.slice.clone().unwrap();
+            assert_eq!(
+                (slice.disk.as_str(), slice.fs_type.as_str(), volume.gid),
+                ("vdb", "ext4", Some(7))
+            );
+            (
+                volume.volume.clone(),
+                slice.partition,
+                slice.offset_bytes,
+                slice.length_bytes,
+            )
+        })
+        .collect();
+    let (v, w) = (slices[0].2, slices[2].2);
+    assert_eq!(
+        slices,
+        [
+            ("v".to_owned(), 2, v, 1 << 20),
+            ("v".to_owned(), 2, v, 3 << 20),
+            ("w".to_owned(), 3, w, 4096),
+        ]
+    );
+    // What has grown is mapped behind what was there.
+    let extents: Vec<_> = vm
+        .extents
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(_, extent)| {
+            (
+                extent.disk_offset_bytes,
+                extent.file_offset_bytes,
+                extent.length_bytes,
+            )
+        })
+        .collect();
+    for extent in [(v, 0, 1 << 20), (v + (1 << 20), 1 << 20, 2 << 20), (w, 0, 4096)] {
+        assert!(extents.contains(&extent), "{extent:?} is not in {extents:?}");
+    }
+    let refused = [
+        (attach("v", &other), Code::FAILED_PRECONDITION, "another file"),
+        (
+            attach("x", std::path::Path::new("relative")),
+            Code::INVALID_ARGUMENT,
+            "path",
+        ),
+        (
+            attach("x", directory.path()),
+            Code::INVALID_ARGUMENT,
+            "not a file",
+        ),
+    ];
+    for (request, expected, why) in refused {
+        let (refused, message) = code(bench.task.update(soon(), &request).await.unwrap_err());
+        assert!(
+            refused == expected && message.contains(why),
+            "{refused:?}: {message}"
+        );
+    }
+    let capture = containerd_shim_protos::api::CheckpointTaskRequest {
+        id: SANDBOX_ID.into(),
+        path: directory.path().to_str().unwrap().into(),
+        ..Default::default()
+    };
+    let (refused, message) = code(bench.task.checkpoint(soon(), &capture).await.unwrap_err());
+    assert!(
+        refused == Code::FAILED_PRECONDITION && message.contains("not captured"),
+        "{message}"
+    );
 }
 
 #[tokio::test]
