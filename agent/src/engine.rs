@@ -37,6 +37,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Ends all containers of a pending or running group, and starts them again in order, in the same sandbox. Returns once
     /// the wish is durable.
     async fn restart(&self, id: &GroupId) -> Result<()>;
+    /// Grows a disk volume of a running group to so many GiB, and its file system with it. As many as it has grows the file
+    /// system alone. `NotFound` when the group has no such volume, `InvalidArgument` when the volume is no disk or larger.
+    async fn resize_volume(&self, id: &GroupId, volume: &str, gib: u32) -> Result<()>;
     /// Takes a snapshot of a running group, which goes on.
     async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo>;
     /// All snapshots, oldest first.

@@ -1,5 +1,6 @@
 //! The engine behind the doors: owns the host's parts and one driver for each group.
 
+mod disks;
 mod images;
 mod snapshots;
 mod stats;
@@ -29,6 +30,7 @@ use crate::{
     capacity::{self, HostCapacity},
     cgroup::Cgroups,
     config::Config,
+    disks::Disks,
     engine::{
         CloneRequest, Engine, ExecRequest, ExecSession, Forked, GroupStats, HostStats, ImageInfo, LogOptions,
         PullStatus, SnapshotInfo,
@@ -114,7 +116,9 @@ impl Host {
         };
         let capacity = stats::host_capacity()?;
         let n_starts = concurrent_starts(config.sandbox.max_concurrent_starts, capacity.n_cpus);
+        let disks = Disks::open(config.state_dir.join("disks"))?;
         let parts = Arc::new(HostParts {
+            disks,
             starts: Semaphore::new(n_starts),
             n_starts,
             standbys: Standbys::new(config.standby.clone()),
@@ -238,7 +242,7 @@ impl Host {
     /// Takes a group on; with a snapshot it goes on from that.
     async fn accept(
         &self,
-        spec: GroupSpec,
+        mut spec: GroupSpec,
         client_token: Option<String>,
         snapshot: Option<&Snapshot>,
     ) -> Result<GroupId> {
@@ -254,6 +258,7 @@ impl Host {
             }
         }
         self.admit(&spec)?;
+        self.choose_disks(&mut spec)?;
         let standby = match snapshot {
             Some(_) => None,
             None => self.parts.standbys.take(Shape::of(spec.size, &self.parts.config)),
@@ -477,6 +482,10 @@ impl Engine for Host {
 
     async fn restart(&self, id: &GroupId) -> Result<()> {
         self.handle(id)?.restart().await
+    }
+
+    async fn resize_volume(&self, id: &GroupId, volume: &str, gib: u32) -> Result<()> {
+        self.grow_disk(id, volume, gib).await
     }
 
     async fn exec(&self, id: &GroupId, request: ExecRequest) -> Result<ExecSession> {

@@ -8,8 +8,10 @@ pub mod cgroup;
 pub mod check;
 pub mod config;
 pub mod ctl;
+pub mod disks;
 pub mod engine;
 pub mod error;
+pub mod ext4;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod group;

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use crate::{
     cgroup::Cgroups,
     config::Config,
+    disks::Disks,
     group::{images::Images, status::GroupId},
     network::Network,
     sandbox::{bundle::Bundle, shim::ShimProgram, standby::Standbys, templates::Templates},
@@ -41,6 +42,8 @@ pub struct HostParts {
     pub templates: Templates,
     /// Groups as they were.
     pub snapshots: Snapshots,
+    /// Disks that may outlive groups.
+    pub disks: Disks,
     /// Scratch disks.
     pub scratch: ScratchDisks,
     /// cgroups.

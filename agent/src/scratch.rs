@@ -1,36 +1,35 @@
 //! Scratch disks: sparse files with an ext4 file system, one per group. A template is made once; a group's disk is a
-//! copy of it that shares or skips what is empty.
+//! copy of it that shares or skips what is empty. An empty directory with a limit is a file system of its own beside it.
 
 use std::{
-    fs::File,
     io,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::Result,
+    ext4::{self, failed},
     group::status::GroupId,
 };
 
 const GIB: u64 = 1 << 30;
+/// Smallest file system of an empty directory: with less, there is hardly room for anything but its own tables.
+const MIN_LIMITED_BYTES: u64 = 1 << 20;
+/// What a file system of an empty directory is made like. Fewer inodes than usual: they count for the limit.
+const LIMITED: &[&str] = &[
+    "-O",
+    "^has_journal,^resize_inode,uninit_bg",
+    "-b",
+    "4096",
+    "-i",
+    "16384",
+];
 
 /// The folder of scratch disks. Calls block.
 #[derive(Debug, Clone)]
 pub struct ScratchDisks {
     dir: PathBuf,
     template: PathBuf,
-}
-
-fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let what = what.into();
-    move |error| {
-        let kind = match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::ResourceExhausted,
-            _ => ErrorKind::Internal,
-        };
-        Error::with_source(kind, what, error)
-    }
 }
 
 impl ScratchDisks {
@@ -42,54 +41,8 @@ impl ScratchDisks {
         std::fs::create_dir_all(&dir).map_err(failed(format!("make {}", dir.display())))?;
         let template = dir.join(format!("template-{size_gib}g.ext4"));
         let disks = Self { dir, template };
-        if !disks.template.exists() {
-            disks.make_template(size_gib)?;
-        }
+        ext4::make(&disks.template, size_gib * GIB, "scratch", ext4::SHORT_LIVED)?;
         Ok(disks)
-    }
-
-    fn make_template(&self, size_gib: u64) -> Result<()> {
-        let draft = self.template.with_extension("draft");
-        let file = File::create(&draft).map_err(failed(format!("make {}", draft.display())))?;
-        file.set_len(size_gib * GIB)
-            .map_err(failed(format!("make {} {size_gib} GiB long", draft.display())))?;
-        // No journal: a scratch disk does not outlive its sandbox. Lazy tables: only what is used is ever written.
-        let output = Command::new("mkfs.ext4")
-            .args([
-                "-q",
-                "-F",
-                "-m",
-                "0",
-                "-O",
-                "^has_journal,^resize_inode,uninit_bg",
-            ])
-            .args(["-E", "lazy_itable_init=1,nodiscard", "-L", "scratch"])
-            .arg(&draft)
-            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| {
-                Error::with_source(
-                    ErrorKind::FailedPrecondition,
-                    "run mkfs.ext4: install e2fsprogs",
-                    error,
-                )
-            })?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr);
-            return Err(Error::new(
-                ErrorKind::Internal,
-                format!(
-                    "mkfs.ext4 for {}: {}: {}",
-                    draft.display(),
-                    output.status,
-                    text.trim()
-                ),
-            ));
-        }
-        file.sync_all()
-            .and_then(|()| std::fs::rename(&draft, &self.template))
-            .map_err(failed(format!("keep {}", self.template.display())))
     }
 
     /// Where a group's disk is.
@@ -120,18 +73,43 @@ impl ScratchDisks {
         Ok(path)
     }
 
-    /// Removes a group's disk; it may be gone already.
+    /// Where a group's limited empty directories are.
+    fn limited_dir(&self, id: &GroupId) -> PathBuf {
+        self.dir.join(format!("{id}.volumes"))
+    }
+
+    /// Makes the file system of a limited empty directory, unless it is there.
+    ///
+    /// # Errors
+    /// As [`ext4::make`].
+    pub fn limited(&self, id: &GroupId, volume: &str, bytes: u64) -> Result<PathBuf> {
+        let dir = self.limited_dir(id);
+        std::fs::create_dir_all(&dir).map_err(failed(format!("make {}", dir.display())))?;
+        let path = dir.join(format!("{volume}.ext4"));
+        let bytes = bytes.max(MIN_LIMITED_BYTES).next_multiple_of(4096);
+        ext4::make(&path, bytes, "emptydir", LIMITED)?;
+        Ok(path)
+    }
+
+    /// Removes a group's disk and limited empty directories; they may be gone already.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn remove(&self, id: &GroupId) -> Result<()> {
-        let path = self.path(id);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed(format!("remove {}", path.display()))(error))
+        let (path, limited) = (self.path(id), self.limited_dir(id));
+        let removed = std::fs::remove_file(&path);
+        for (path, removed) in [
+            (path, removed),
+            (limited.clone(), std::fs::remove_dir_all(&limited)),
+        ] {
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed(format!("remove {}", path.display()))(error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Removes disks of groups that are not known. Returns how many.
@@ -145,7 +123,10 @@ impl ScratchDisks {
             let name = entry.file_name();
             let id = name
                 .to_str()
-                .and_then(|name| name.strip_suffix(".ext4"))
+                .and_then(|name| {
+                    name.strip_suffix(".ext4")
+                        .or_else(|| name.strip_suffix(".volumes"))
+                })
                 .and_then(GroupId::parse);
             if let Some(id) = id.filter(|id| !known.contains(id)) {
                 self.remove(&id)?;
@@ -175,5 +156,26 @@ mod tests {
         assert_eq!(disks.remove_orphans(&[]).unwrap(), 1);
         assert!(!path.exists());
         disks.remove(&id).unwrap();
+    }
+
+    #[test]
+    fn a_limited_directory_is_made_once_and_goes_with_its_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = ScratchDisks::open(dir.path().join("scratch"), 1).unwrap();
+        let id = GroupId::parse("eci-0000000000000000000a").unwrap();
+        let path = disks.limited(&id, "v", 5_000_000).unwrap();
+        let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&path).unwrap());
+        let first = inode();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 5_001_216);
+        disks.limited(&id, "v", 5_000_000).unwrap();
+        assert_eq!(inode(), first);
+        assert_eq!(
+            std::fs::metadata(disks.limited(&id, "w", 1).unwrap())
+                .unwrap()
+                .len(),
+            1 << 20
+        );
+        assert_eq!(disks.remove_orphans(&[]).unwrap(), 1);
+        assert!(!path.parent().unwrap().exists());
     }
 }

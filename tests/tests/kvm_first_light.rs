@@ -123,6 +123,8 @@ fn main() -> ExitCode {
             files_of_a_manifest_arrive_and_secrets_stay_secret,
             volumes_belong_to_the_group_of_the_pod,
             a_link_does_not_lead_out_of_a_volume,
+            a_full_volume_is_an_error_of_its_writer,
+            a_disk_outlives_its_group_and_grows,
         },
         doors::{
             the_official_sdk_drives_a_live_group,

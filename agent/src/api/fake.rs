@@ -247,6 +247,11 @@ impl Engine for FakeEngine {
         self.get(id).await.map(drop)
     }
 
+    async fn resize_volume(&self, id: &GroupId, volume: &str, gib: u32) -> Result<()> {
+        self.record(&format!("resize {volume} {gib}"));
+        self.get(id).await.map(drop)
+    }
+
     async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo> {
         self.record("snapshot");
         Ok(snapshot(&self.get(id).await?))

@@ -7,10 +7,10 @@ use k8s_openapi::{
         Capabilities, ConfigMapKeySelector, ConfigMapVolumeSource, Container, ContainerPort,
         ContainerState as PodContainerState, ContainerStateRunning, ContainerStateTerminated,
         ContainerStateWaiting, ContainerStatus as PodContainerStatus, DownwardAPIVolumeSource,
-        EmptyDirVolumeSource, EnvVar as PodEnvVar, EnvVarSource, HostAlias, ObjectFieldSelector, Pod,
-        PodCondition, PodDNSConfig, PodDNSConfigOption, PodIP, PodSecurityContext, PodSpec, PodStatus,
-        ProjectedVolumeSource, ResourceRequirements, SecretKeySelector, SecretVolumeSource, SecurityContext,
-        Sysctl, Volume, VolumeMount as PodVolumeMount,
+        EmptyDirVolumeSource, EnvVar as PodEnvVar, EnvVarSource, FlexVolumeSource, HostAlias,
+        ObjectFieldSelector, Pod, PodCondition, PodDNSConfig, PodDNSConfigOption, PodIP, PodSecurityContext,
+        PodSpec, PodStatus, ProjectedVolumeSource, ResourceRequirements, SecretKeySelector,
+        SecretVolumeSource, SecurityContext, Sysctl, Volume, VolumeMount as PodVolumeMount,
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -21,6 +21,7 @@ use k8s_openapi::{
 use super::pod_lifecycle;
 use crate::group::{
     conditions::Condition,
+    disk,
     files::FileOrigin,
     lifecycle::Role,
     quantity,
@@ -318,6 +319,15 @@ fn volume(volume: &VolumeSpec) -> Volume {
             FileOrigin::Projected => shown.projected = Some(ProjectedVolumeSource::default()),
             FileOrigin::DownwardApi => shown.downward_api = Some(DownwardAPIVolumeSource::default()),
         },
+        VolumeSource::Disk(disk) => {
+            shown.flex_volume = Some(FlexVolumeSource {
+                driver: disk::FLEX_DRIVER.into(),
+                fs_type: Some("ext4".into()),
+                options: Some(disk::flex_options(disk)),
+                read_only: disk.read_only.then_some(true),
+                secret_ref: None,
+            });
+        }
     }
     shown
 }

@@ -47,6 +47,15 @@ pub(super) enum Command {
         #[arg(required = true, value_name = "GROUP")]
         groups: Vec<String>,
     },
+    /// Grow a volume of a running group that is a disk, and its file system
+    Resize {
+        /// The group
+        group: String,
+        /// The volume
+        volume: String,
+        /// Its new size, GiB
+        gib: u32,
+    },
     /// Delete groups and wait until they are gone
     #[command(visible_alias = "delete")]
     Rm(RmArgs),

@@ -9,6 +9,7 @@ mod images;
 mod list;
 mod logs;
 mod remove;
+mod resize;
 mod restart;
 mod snapshots;
 mod table;
@@ -70,6 +71,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Exec(args) => exec::run(&client, args).await,
         Command::Top(args) => top::run(&client, &args).await,
         Command::Events(args) => describe::events(&client, &args).await,
+        Command::Resize { group, volume, gib } => resize::run(&client, &group, &volume, gib).await,
         Command::Restart { groups } => restart::run(&client, &groups).await,
         Command::Rm(args) => remove::run(&client, &args).await,
         Command::Snapshot(command) => snapshots::run(&client, command).await,

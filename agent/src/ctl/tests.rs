@@ -29,6 +29,7 @@ fn help_is_as_recorded() {
         &["exec"],
         &["top"],
         &["events"],
+        &["resize"],
         &["restart"],
         &["rm"],
         &["snapshot", "create"],

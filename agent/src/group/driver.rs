@@ -430,7 +430,7 @@ impl Driver {
                 }
             }
             Action::Release => {
-                self.jobs.spawn(jobs::release(parts, id, ip));
+                self.jobs.spawn(jobs::release(parts, id, spec, ip));
             }
             Action::Expire | Action::Reset | Action::WakeAt(_) => {}
         }

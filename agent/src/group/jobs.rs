@@ -5,8 +5,9 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::time::timeout;
 
 use super::{
+    disk::DiskVolume,
     images::LocalImage,
-    spec::{GroupSpec, ImagePullPolicy},
+    spec::{GroupSpec, ImagePullPolicy, VolumeSource},
     status::GroupId,
 };
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
         files,
         lifecycle::{self, ContainerEnd, News},
         oci::{self, GroupFacts},
+        volumes,
     },
     snapshots::SnapshotId,
 };
@@ -135,6 +137,15 @@ impl Run {
             for volume in files::of_container(&self.spec, &self.spec.containers[self.index], &self.facts())? {
                 self.connection.put_files(&volume).await?;
             }
+            let container = &self.spec.containers[self.index];
+            volumes::attach(
+                &self.parts,
+                &self.group_id,
+                &self.spec,
+                container,
+                &self.connection,
+            )
+            .await?;
             let lifecycle = lifecycle::message(
                 &self.spec.containers[self.index].lifecycle,
                 self.spec.termination_grace_period_seconds,
@@ -342,8 +353,13 @@ pub(super) async fn follow(
     Outcome::News(generation, connection.follow(after).await)
 }
 
-/// Removes what outlives the sandbox: logs, address, record.
-pub(super) async fn release(parts: Arc<HostParts>, id: GroupId, ip: Option<Ipv4Addr>) -> Outcome {
+/// Removes what outlives the sandbox: logs, disks that go with the group, address, record.
+pub(super) async fn release(
+    parts: Arc<HostParts>,
+    id: GroupId,
+    spec: Arc<GroupSpec>,
+    ip: Option<Ipv4Addr>,
+) -> Outcome {
     // Removed before its start began.
     if let Some(standby) = parts.standbys.assigned(&id) {
         let connection = Some(standby.resources.connection);
@@ -360,6 +376,17 @@ pub(super) async fn release(parts: Arc<HostParts>, id: GroupId, ip: Option<Ipv4A
                     tracing::warn!(path = %logs.display(), %error, "logs of a removed group stay");
                 }
                 _ => {}
+            }
+            // Before the record, which names them: those that are to go do so whenever the agent ends.
+            for volume in &spec.volumes {
+                if let VolumeSource::Disk(DiskVolume {
+                    id: Some(disk),
+                    delete_with_group: true,
+                    ..
+                }) = &volume.source
+                {
+                    parts.disks.remove(disk)?;
+                }
             }
             parts.store.remove(&id)
         })

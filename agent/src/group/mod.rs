@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod conditions;
+pub mod disk;
 pub mod driver;
 pub mod eci;
 pub mod events;

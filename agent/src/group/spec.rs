@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::disk::DiskVolume;
 use super::files::{Content, FileVolume};
 use super::lifecycle::Lifecycle;
 
@@ -209,6 +210,8 @@ pub enum VolumeSource {
     },
     /// Files that come with the group.
     Files(FileVolume),
+    /// A disk, which may outlive the group.
+    Disk(DiskVolume),
 }
 
 /// DNS settings.

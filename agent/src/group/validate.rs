@@ -575,7 +575,7 @@ impl Check {
                 format!("valid: at most {MAX_VOLUMES}"),
             );
         }
-        let mut names = HashSet::new();
+        let (mut names, mut disks) = (HashSet::new(), HashSet::new());
         for (index, volume) in spec.volumes.iter().enumerate() {
             let path = list.item(index);
             if !is_dns_label(&volume.name) {
@@ -597,6 +597,17 @@ impl Check {
                     0,
                     "valid: more than 0, or none",
                 ),
+                VolumeSource::Disk(disk) => {
+                    if let Some(id) = &disk.id
+                        && !disks.insert(id)
+                    {
+                        self.invalid(
+                            path.field("flexVolume.options.volumeId", "DiskVolume.DiskId"),
+                            id,
+                            "another volume is this disk; valid: disks unique in the group",
+                        );
+                    }
+                }
                 VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) => {}
             }
         }

@@ -14,7 +14,7 @@ use crate::{
     },
     parts::now_ms,
     profile,
-    sandbox::client::SandboxConnection,
+    sandbox::{client::SandboxConnection, volumes::has_file},
     snapshots::{Snapshot, SnapshotId, Snapshots, Taken},
     store::ContainerRecord,
 };
@@ -51,6 +51,13 @@ impl Host {
         let (Some(connection), Phase::Running) = (&published.connection, group.status.phase) else {
             return refuse(format!("it is {:?}, not Running", group.status.phase));
         };
+        if let Some(volume) = group.spec.volumes.iter().find(|volume| has_file(volume)) {
+            return refuse(format!(
+                "volume {} is a file of its own, which is not captured: valid are emptyDir without sizeLimit or in memory, \
+                 and volumes of files",
+                volume.name
+            ));
+        }
         let mut running = BTreeSet::new();
         for container in &group.status.containers {
             match (&container.state, &container.container_id) {

@@ -21,7 +21,7 @@ use oci_spec::runtime::Process;
 use protocol::{
     guest::{PutFilesRequest, SandboxStatsResponse},
     guest_ttrpc::LifecycleClient,
-    sandbox::SandboxOptions,
+    sandbox::{AttachVolume, SandboxOptions},
 };
 use ttrpc::context::{self, Context};
 
@@ -286,11 +286,29 @@ impl SandboxConnection {
     /// # Errors
     /// What the shim answers.
     pub async fn put_files(&self, files: &PutFilesRequest) -> Result<()> {
+        self.update(protocol::PUT_FILES_TYPE_URL, files, "put files into sandbox")
+            .await
+    }
+
+    /// Gives the guest a volume that is a file of its own, or grows it when the file has grown.
+    ///
+    /// # Errors
+    /// What the shim answers.
+    pub async fn attach_volume(&self, volume: &AttachVolume) -> Result<()> {
+        self.update(
+            protocol::ATTACH_VOLUME_TYPE_URL,
+            volume,
+            "attach a volume to sandbox",
+        )
+        .await
+    }
+
+    async fn update(&self, type_url: &str, message: &impl Message, what: &'static str) -> Result<()> {
         let resources = Any {
-            type_url: protocol::PUT_FILES_TYPE_URL.to_owned(),
-            value: files
-                .write_to_bytes()
-                .map_err(|error| Error::with_source(ErrorKind::Internal, "encode files", error))?,
+            type_url: type_url.to_owned(),
+            value: message.write_to_bytes().map_err(|error| {
+                Error::with_source(ErrorKind::Internal, format!("encode {type_url}"), error)
+            })?,
             ..Any::default()
         };
         let request = UpdateTaskRequest {
@@ -301,7 +319,7 @@ impl SandboxConnection {
         self.task
             .update(self.request(), &request)
             .await
-            .map_err(|error| from_ttrpc("put files into sandbox", &self.id, error))?;
+            .map_err(|error| from_ttrpc(what, &self.id, error))?;
         Ok(())
     }
 

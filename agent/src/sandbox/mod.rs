@@ -16,3 +16,4 @@ pub mod sealed;
 pub mod shim;
 pub mod standby;
 pub mod templates;
+pub mod volumes;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use oci_spec::runtime::{Process, Spec};
 use serde_json::{Value, json};
 
+use super::volumes::has_file;
 use crate::{
     error::{Error, ErrorKind, Result},
     group::spec::{ContainerSpec, EnvValue, GroupSpec, VolumeMount, VolumeSource},
@@ -411,8 +412,13 @@ fn volume_mounts(
                     ),
                 )
             })?;
-        let mut options = vec![if mount.read_only { "ro" } else { "rw" }.to_owned()];
+        let is_read_only = match &volume.source {
+            VolumeSource::Disk(disk) => mount.read_only || disk.read_only,
+            VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) => mount.read_only,
+        };
+        let mut options = vec![if is_read_only { "ro" } else { "rw" }.to_owned()];
         let kind = match &volume.source {
+            _ if has_file(volume) => protocol::VOLUME_MOUNT_TYPE,
             VolumeSource::EmptyDir {
                 memory,
                 size_limit_bytes,
@@ -428,6 +434,7 @@ fn volume_mounts(
                 }
                 protocol::EMPTYDIR_MOUNT_TYPE
             }
+            VolumeSource::Disk(_) => protocol::VOLUME_MOUNT_TYPE,
             // Nobody writes to them, as in Kubernetes.
             VolumeSource::Files(_) => {
                 options = vec!["ro".to_owned(), "nosuid".to_owned()];
@@ -502,8 +509,15 @@ pub fn container_spec(
             expanded.additional_gids.push(*gid);
         }
     }
+    let volumes = volume_mounts(group, container, lookup)?;
+    // A volume takes the place of what is there for all: a larger `/dev/shm`, for one.
+    let is_taken = |mount: &Value| {
+        let mut volumes = volumes.iter();
+        volumes.any(|volume| volume["destination"] == mount["destination"])
+    };
     let mut mounts = standard_mounts();
-    mounts.extend(volume_mounts(group, container, lookup)?);
+    mounts.retain(|mount| !is_taken(mount));
+    mounts.extend(volumes);
     // As the kubelet has it on cgroup v2: a container that is out of memory ends as a whole. Without one of its processes
     // it would go on in a state that nobody wrote it for, and its end, if any, would not name the reason.
     let mut resources = json!({
@@ -723,6 +737,42 @@ mod tests {
         assert_eq!(mount["options"], json!(["ro", "medium=memory", "size=4096"]));
         group.containers[0].volume_mounts[0].name = "other".into();
         assert!(container_spec(&group, &group.containers[0], "c", &resolved(&["x"]), &facts()).is_err());
+    }
+
+    #[test]
+    fn a_volume_takes_the_place_of_shared_memory_and_a_limit_makes_it_a_file() {
+        let mut group = testing::group("g", 1);
+        let shm = |group: &GroupSpec| {
+            let spec = container_spec(group, &group.containers[0], "c", &resolved(&["x"]), &facts()).unwrap();
+            let value = serde_json::to_value(&spec).unwrap();
+            let mounts = value["mounts"].as_array().unwrap().iter();
+            let there = mounts.filter(|mount| mount["destination"] == "/dev/shm");
+            there
+                .map(|mount| (mount["type"].clone(), mount["options"].clone()))
+                .collect::<Vec<_>>()
+        };
+        let standard = json!(["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]);
+        assert_eq!(shm(&group), [(json!("tmpfs"), standard)]);
+        let mut volume = |memory| {
+            group.volumes = vec![VolumeSpec {
+                name: "v".into(),
+                source: VolumeSource::EmptyDir {
+                    memory,
+                    size_limit_bytes: Some(1 << 20),
+                },
+            }];
+            group.containers[0].volume_mounts = vec![VolumeMount {
+                name: "v".into(),
+                mount_path: "/dev/shm".into(),
+                sub_path: None,
+                is_sub_path_expr: false,
+                read_only: false,
+            }];
+            shm(&group)
+        };
+        let options = json!(["rw", "medium=memory", "size=1048576"]);
+        assert_eq!(volume(true), [(json!("emptydir"), options)]);
+        assert_eq!(volume(false), [(json!("volume"), json!(["rw"]))]);
     }
 
     #[test]

@@ -172,3 +172,172 @@ pub(crate) fn a_link_does_not_lead_out_of_a_volume(stage: &mut Stage) -> Result<
     })?;
     host.remove("escape")
 }
+
+pub(crate) fn a_full_volume_is_an_error_of_its_writer(stage: &mut Stage) -> Result<()> {
+    let host = &stage.host;
+    let mounts = |paths: &[(&str, &str)]| {
+        let mount = |(name, path): &(&str, &str)| json!({ "name": name, "mountPath": path });
+        json!({ "volumeMounts": paths.iter().map(mount).collect::<Vec<_>>() })
+    };
+    let pod = Pod::new("limits")
+        .spec(json!({
+            "securityContext": { "fsGroup": 2000 },
+            "volumes": [
+                { "name": "small", "emptyDir": { "sizeLimit": "16Mi" } },
+                { "name": "memory", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } },
+                { "name": "shm", "emptyDir": { "medium": "Memory", "sizeLimit": "2Mi" } },
+                { "name": "wide", "emptyDir": {} },
+            ],
+        }))
+        .container_with(
+            "main",
+            &stage.tools(),
+            SAY_HELLO,
+            mounts(&[
+                ("small", "/small"),
+                ("memory", "/memory"),
+                ("shm", "/dev/shm"),
+                ("wide", "/wide"),
+            ]),
+        )
+        .container_with("other", &stage.tools(), SAY_HELLO, mounts(&[("small", "/small")]));
+    host.ecictl_with(&["create", "-f", "-"], pod.manifest().as_bytes())?
+        .success()?;
+    let id = host.group("limits")?["id"]
+        .as_str()
+        .context("the group has an id")?
+        .to_owned();
+    let [state_dir, ..] = host.dirs();
+    let directory = state_dir.join("scratch").join(format!("{id}.volumes"));
+    ensure!(
+        directory.join("small.ext4").exists(),
+        "the volume has a file of its own"
+    );
+    let full = |path: &str, mib: u32| {
+        format!(
+            "dd if=/dev/zero of={path}/big bs=64k count={} 2>&1 | grep -c 'No space'",
+            mib * 16
+        )
+    };
+    for (container, script, expected) in [
+        ("main", "ls -A /small | wc -l; stat -c '%a %g' /small".to_owned(), "0\n2777 2000\n"),
+        ("main", "n=$(df -k /small | tail -1 | awk '{print $2}'); [ $n -gt 14000 ] && [ $n -le 16384 ] && echo fits".to_owned(), "fits\n"),
+        ("main", full("/small", 20), "1\n"),
+        ("main", full("/memory", 2), "1\n"),
+        ("main", full("/dev/shm", 3), "1\n"),
+        // The others have room, and what is in a full volume is there for both.
+        ("main", "dd if=/dev/zero of=/wide/big bs=64k count=320 2>/dev/null && echo fits".to_owned(), "fits\n"),
+        ("other", "[ $(stat -c %s /small/big) -gt 14000000 ] && rm /small/big && echo x > /small/f && cat /small/f".to_owned(), "x\n"),
+        ("other", "df -k /dev/shm | tail -1 | awk '{print $2}'".to_owned(), "65536\n"),
+    ] {
+        let found = said(host, "limits", container, &script)?;
+        ensure!(found == expected, "{script:?} says {found:?}, not {expected:?}");
+    }
+    let group = host.group("limits")?;
+    for container in group["status"]["containers"]
+        .as_array()
+        .context("it has containers")?
+    {
+        ensure!(
+            container["restart_count"] == 0,
+            "a container was ended: {container}"
+        );
+    }
+    host.ecictl(&["snapshot", "create", "limits"])?
+        .refused(1, &["small", "not captured"])?;
+    host.remove("limits")?;
+    ensure!(!directory.exists(), "{} is left", directory.display());
+    Ok(())
+}
+
+pub(crate) fn a_disk_outlives_its_group_and_grows(stage: &mut Stage) -> Result<()> {
+    let tools = stage.tools();
+    let host = &mut stage.host;
+    let [state_dir, ..] = host.dirs();
+    let disks = state_dir.join("disks");
+    let pod = |name: &str, volumes: serde_json::Value| {
+        Pod::new(name).spec(json!({ "volumes": volumes })).container_with(
+            "main",
+            &tools,
+            SAY_HELLO,
+            json!({ "volumeMounts": [{ "name": "d", "mountPath": "/d" }, { "name": "e", "mountPath": "/e" }] }),
+        )
+    };
+    let disk = |name: &str, options: serde_json::Value| json!({ "name": name, "flexVolume": { "driver": "alicloud/disk", "options": options } });
+    let goes = || disk("e", json!({ "volumeSize": "20", "deleteWithInstance": "true" }));
+    // All that is wrong with it, at once.
+    let wrong = pod(
+        "disks",
+        json!([disk("d", json!({ "volumeSize": "1", "colour": "red" })), goes()]),
+    );
+    host.try_create(&wrong)?.refused(
+        1,
+        &[
+            "volumes[0].flexVolume.options.volumeSize",
+            "20 to 32768",
+            "options.colour",
+        ],
+    )?;
+    host.create(&pod(
+        "disks",
+        json!([disk("d", json!({ "volumeSize": "20Gi" })), goes()]),
+    ))?;
+    let gib = "df -k /d | tail -1 | awk '{print int($2 / 1048576 + 0.9)}'";
+    let found = said(
+        host,
+        "disks",
+        "main",
+        "echo kept > /d/f; echo gone > /e/f; sync; cat /d/f",
+    )?;
+    ensure!(found == "kept\n", "{found}");
+    let found = said(host, "disks", "main", gib)?;
+    ensure!(found == "20\n", "the disk has {found} GiB");
+    let group = host.group("disks")?;
+    let id_of = |group: &serde_json::Value, index: usize| -> Result<String> {
+        let id = &group["spec"]["volumes"][index]["source"]["Disk"]["id"];
+        Ok(id
+            .as_str()
+            .with_context(|| format!("no disk in {group}"))?
+            .to_owned())
+    };
+    let (kept, gone) = (id_of(&group, 0)?, id_of(&group, 1)?);
+    let here = |id: &str| disks.join(format!("{id}.ext4")).exists();
+    ensure!(here(&kept) && here(&gone), "both disks are files");
+    let old = |name: &str| pod(name, json!([disk("d", json!({ "volumeId": kept })), goes()]));
+    host.try_create(&old("second"))?
+        .refused(1, &["is used by container group", &kept])?;
+
+    // An agent that is killed knows its disks again, and a disk grows under its user.
+    host.kill_agent()?;
+    host.restart_agent()?;
+    host.try_create(&old("second"))?
+        .refused(1, &["is used by container group", &kept])?;
+    host.ecictl(&["resize", "disks", "d", "22"])?.success()?;
+    let found = said(host, "disks", "main", gib)?;
+    ensure!(found == "22\n", "the disk has {found} GiB after it grew");
+    host.ecictl(&["resize", "disks", "d", "21"])?
+        .refused(1, &["can only grow"])?;
+    host.remove("disks")?;
+    ensure!(here(&kept) && !here(&gone), "the one is kept, the other gone");
+
+    // What was kept is there for the next.
+    host.create(&old("third"))?;
+    let found = said(host, "third", "main", &format!("cat /d/f; {gib}"))?;
+    ensure!(found == "kept\n22\n", "the kept disk says {found:?}");
+    host.remove("third")?;
+    let last = pod(
+        "last",
+        json!([
+            disk("d", json!({ "volumeId": kept, "deleteWithInstance": "true" })),
+            goes()
+        ]),
+    );
+    host.create(&last)?;
+    host.remove("last")?;
+    let left: Vec<_> = std::fs::read_dir(&disks)?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    ensure!(left.is_empty(), "disks are left: {left:?}");
+    host.try_create(&old("never"))?.refused(1, &["no disk", &kept])
+}

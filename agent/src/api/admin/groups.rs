@@ -110,6 +110,35 @@ pub(super) async fn delete(
     json(Ok(Created { id, name, namespace }))
 }
 
+pub(super) async fn resize(
+    State(engine): Shared,
+    Path(group): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Answer {
+    let query = Query::parse(raw.as_deref());
+    let required = |name: &str| {
+        let missing = || {
+            Error::new(
+                ErrorKind::InvalidArgument,
+                format!("{name} is missing from the query"),
+            )
+        };
+        query.get(name).ok_or_else(missing)
+    };
+    let (volume, gib) = (required("volume")?, required("gib")?);
+    let gib = gib.parse().map_err(|_| {
+        let text = format!("gib is {gib:?}; valid: a number of GiB");
+        Error::new(ErrorKind::InvalidArgument, text)
+    })?;
+    let group = lookup::by_text(engine.as_ref(), &group).await?;
+    engine.resize_volume(&group.id, volume, gib).await?;
+    json(Ok(Created {
+        id: group.id,
+        name: group.spec.name,
+        namespace: group.spec.namespace,
+    }))
+}
+
 pub(super) async fn restart(State(engine): Shared, Path(group): Path<String>) -> Answer {
     let group = lookup::by_text(engine.as_ref(), &group).await?;
     engine.restart(&group.id).await?;

@@ -83,6 +83,7 @@ pub(super) fn router(engine: Arc<dyn Engine>) -> Router {
         .route("/v1/metrics", get(metrics))
         .route("/v1/groups", get(groups::list).post(groups::create))
         .route("/v1/groups/{group}", get(groups::get).delete(groups::delete))
+        .route("/v1/groups/{group}/resize", post(groups::resize))
         .route("/v1/groups/{group}/restart", post(groups::restart))
         .route("/v1/groups/{group}/watch", get(groups::watch))
         .route("/v1/groups/{group}/exec", get(groups::exec))

@@ -6,6 +6,7 @@ use super::probe_view;
 use crate::{
     config::EciConfig,
     group::{
+        disk::{self, DiskVolume},
         quantity,
         spec::{ContainerSpec, EnvValue, ImagePullPolicy, RestartPolicy, Size, VolumeSource},
         status::{ContainerState, ContainerStatus, EventKind, Group, Phase},
@@ -175,6 +176,10 @@ fn volumes(group: &Group) -> Value {
                 );
                 return Value::Object(object);
             }
+            VolumeSource::Disk(disk) => {
+                object.extend(disk_volume(disk));
+                return Value::Object(object);
+            }
         };
         object.insert("Type".into(), json!("EmptyDirVolume"));
         if *memory {
@@ -189,6 +194,33 @@ fn volumes(group: &Group) -> Value {
         Value::Object(object)
     });
     volumes.collect()
+}
+
+fn disk_volume(disk: &DiskVolume) -> Vec<(String, Value)> {
+    let fields = if disk.is_flex {
+        vec![
+            ("Type", json!("FlexVolume")),
+            ("FlexVolumeDriver", json!(disk::FLEX_DRIVER)),
+            ("FlexVolumeFsType", json!("ext4")),
+            (
+                "FlexVolumeOptions",
+                json!(json!(disk::flex_options(disk)).to_string()),
+            ),
+        ]
+    } else {
+        vec![
+            ("Type", json!("DiskVolume")),
+            (
+                "DiskVolumeDiskId",
+                json!(disk.id.as_ref().map(ToString::to_string)),
+            ),
+            ("DiskVolumeFsType", json!("ext4")),
+        ]
+    };
+    fields
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 fn container(spec: &ContainerSpec, status: &ContainerStatus) -> Value {

@@ -414,17 +414,19 @@ fn convert_volume(reader: &Reader<'_>) -> VolumeSpec {
             "not supported: use EmptyDirVolume, or bring the files in the image",
         ),
         "ConfigFileVolume" => return volumes::config_files(reader),
-        "NFSVolume" | "FlexVolume" | "DiskVolume" => reader.note(
+        "DiskVolume" => return volumes::disk(reader),
+        "FlexVolume" => return volumes::flex(reader),
+        "NFSVolume" => reader.note(
             ViolationKind::Unsupported,
             "Type",
             &kind,
-            "not supported yet; valid: EmptyDirVolume or ConfigFileVolume",
+            "not supported yet; valid: EmptyDirVolume, ConfigFileVolume, DiskVolume or FlexVolume",
         ),
         _ => reader.note(
             ViolationKind::Invalid,
             "Type",
             &kind,
-            "valid: EmptyDirVolume or ConfigFileVolume",
+            "valid: EmptyDirVolume, ConfigFileVolume, DiskVolume or FlexVolume",
         ),
     }
     let empty_dir = reader.object("EmptyDirVolume");

@@ -1,9 +1,14 @@
 //! ECI volumes that are more than a directory.
 
+use std::collections::BTreeMap;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+
+use serde_json::Value;
 
 use super::params::Reader;
 use crate::group::{
+    disk::{self, Said, Words},
     files::{self, FileItem, FileOrigin, FileSource, FileVolume},
     spec::{VolumeSource, VolumeSpec},
     violation::ViolationKind,
@@ -34,6 +39,78 @@ pub(super) fn config_files(reader: &Reader<'_>) -> VolumeSpec {
         name,
         source: VolumeSource::Files(FileVolume { origin, files }),
     }
+}
+
+/// A volume of type `DiskVolume`.
+pub(super) fn disk(reader: &Reader<'_>) -> VolumeSpec {
+    let name = reader.required("Name");
+    let volume = reader.object("DiskVolume");
+    let said = Said {
+        id: volume.word("DiskId"),
+        size: volume.word("DiskSize"),
+        file_system: volume.word("FsType"),
+        delete: None,
+    };
+    let words = Words {
+        id: "DiskId",
+        size: "DiskSize",
+        file_system: "FsType",
+        delete: "",
+    };
+    let disk = disk::read(&said, &words, |kind, field, value, problem| {
+        volume.note(kind, field, value, problem);
+    });
+    VolumeSpec {
+        name,
+        source: VolumeSource::Disk(disk),
+    }
+}
+
+/// A volume of type `FlexVolume`.
+pub(super) fn flex(reader: &Reader<'_>) -> VolumeSpec {
+    let name = reader.required("Name");
+    let volume = reader.object("FlexVolume");
+    let driver = volume.required("Driver");
+    if !driver.is_empty() && driver != disk::FLEX_DRIVER {
+        let valid = "not supported; valid: alicloud/disk";
+        volume.note(ViolationKind::Unsupported, "Driver", &driver, valid);
+    }
+    let text = volume.required("Options");
+    let options = options(&text).unwrap_or_else(|| {
+        if !text.is_empty() {
+            let valid = "valid: a JSON object of texts, numbers, true and false";
+            volume.note(ViolationKind::Invalid, "Options", &text, valid);
+        }
+        BTreeMap::new()
+    });
+    let disk = disk::read_flex(&options, volume.word("FsType"), |kind, field, value, problem| {
+        if field == "fsType" {
+            volume.note(kind, "FsType", value, problem);
+        } else if !options.is_empty() {
+            volume.note(
+                kind,
+                "Options",
+                &format!("{field}={value}"),
+                &format!("{field}: {problem}"),
+            );
+        }
+    });
+    VolumeSpec {
+        name,
+        source: VolumeSource::Disk(disk),
+    }
+}
+
+/// Options as JSON text.
+fn options(text: &str) -> Option<BTreeMap<String, String>> {
+    let object: serde_json::Map<String, Value> = serde_json::from_str(text).ok()?;
+    let plain = |(name, value)| match value {
+        Value::String(text) => Some((name, text)),
+        Value::Number(number) => Some((name, number.to_string())),
+        Value::Bool(flag) => Some((name, flag.to_string())),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    };
+    object.into_iter().map(plain).collect()
 }
 
 fn mode(reader: &Reader<'_>, field: &str) -> Option<u32> {

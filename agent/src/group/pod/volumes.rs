@@ -3,8 +3,8 @@
 use k8s_openapi::{
     api::core::v1::{
         ConfigMapProjection, ConfigMapVolumeSource, DownwardAPIProjection, DownwardAPIVolumeFile,
-        DownwardAPIVolumeSource, EmptyDirVolumeSource, KeyToPath, ProjectedVolumeSource, SecretProjection,
-        SecretVolumeSource, Volume,
+        DownwardAPIVolumeSource, EmptyDirVolumeSource, FlexVolumeSource, KeyToPath, ProjectedVolumeSource,
+        SecretProjection, SecretVolumeSource, Volume,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -14,6 +14,7 @@ use super::{
     sources::{Reference, Sources},
 };
 use crate::group::{
+    disk::{self, DiskVolume},
     files::{FileItem, FileOrigin, FileSource, FileVolume},
     quantity,
     spec::{VolumeSource, VolumeSpec},
@@ -21,7 +22,8 @@ use crate::group::{
 };
 
 const DEFAULT_MODE: i32 = 0o644;
-const VALID: &str = "emptyDir, configMap, secret, projected or downwardAPI";
+const VALID: &str =
+    "emptyDir, configMap, secret, projected, downwardAPI, or flexVolume of driver alicloud/disk";
 
 /// Converts the volume at `index`.
 pub(super) fn convert(
@@ -41,12 +43,18 @@ pub(super) fn convert(
         .collect();
     for kind in &kinds {
         let (violation, instead) = match kind.as_str() {
-            "emptyDir" | "configMap" | "secret" | "projected" | "downwardAPI" => continue,
+            "emptyDir" | "configMap" | "secret" | "projected" | "downwardAPI" | "flexVolume" => continue,
             "hostPath" => (
                 ViolationKind::Restricted,
                 "not supported: use emptyDir, or bring the files in the image".to_owned(),
             ),
-            "persistentVolumeClaim" | "nfs" | "csi" | "ephemeral" | "image" => (
+            "persistentVolumeClaim" | "csi" | "ephemeral" => (
+                ViolationKind::Unsupported,
+                "not supported: there is no API server to bind a claim; use flexVolume with driver alicloud/disk and \
+                 options volumeId or volumeSize"
+                    .to_owned(),
+            ),
+            "nfs" | "image" => (
                 ViolationKind::Unsupported,
                 format!("not supported yet; valid: {VALID}"),
             ),
@@ -66,6 +74,12 @@ pub(super) fn convert(
         ),
         1 => {}
         _ => found.invalid(&path, &volume.name, "the volume has several kinds; valid: one"),
+    }
+    if let Some(flex) = volume.flex_volume {
+        return VolumeSpec {
+            name: volume.name,
+            source: VolumeSource::Disk(flex_volume(flex, &format!("{path}.flexVolume"), found)),
+        };
     }
     let mut files = Files {
         sources,
@@ -117,6 +131,41 @@ pub(super) fn convert(
     VolumeSpec {
         name: volume.name,
         source,
+    }
+}
+
+fn flex_volume(flex: FlexVolumeSource, path: &str, found: &mut Violations) -> DiskVolume {
+    let FlexVolumeSource {
+        driver,
+        fs_type,
+        options,
+        read_only,
+        secret_ref,
+    } = flex;
+    if driver != disk::FLEX_DRIVER {
+        let valid = "not supported; valid: alicloud/disk";
+        found.add(
+            ViolationKind::Unsupported,
+            format!("{path}.driver"),
+            &driver,
+            valid,
+        );
+    }
+    if secret_ref.is_some() {
+        let valid = "not supported: a disk needs no secret";
+        found.add(ViolationKind::Unsupported, format!("{path}.secretRef"), "", valid);
+    }
+    let note = |kind, field: &str, value: &str, problem: &str| {
+        let below = if field == "fsType" { "" } else { ".options" };
+        found.add(kind, format!("{path}{below}.{field}"), value, problem);
+    };
+    DiskVolume {
+        read_only: read_only == Some(true),
+        ..disk::read_flex(
+            &options.unwrap_or_default(),
+            fs_type.as_deref().filter(|name| !name.is_empty()),
+            note,
+        )
     }
 }
 

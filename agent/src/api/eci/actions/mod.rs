@@ -13,6 +13,7 @@ mod describe_container_log;
 mod describe_regions;
 mod exec_container_command;
 mod fork_container_group;
+mod resize_container_group_volume;
 mod restart_container_group;
 mod restore_container_group;
 mod selection;
@@ -61,6 +62,9 @@ const ACTIONS: &[(&str, Action)] = &[
     }),
     ("ForkContainerGroup", |call| {
         Box::pin(fork_container_group::perform(call))
+    }),
+    ("ResizeContainerGroupVolume", |call| {
+        Box::pin(resize_container_group_volume::perform(call))
     }),
     ("RestartContainerGroup", |call| {
         Box::pin(restart_container_group::perform(call))

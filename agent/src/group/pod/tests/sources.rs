@@ -47,7 +47,9 @@ fn content(bytes: &[u8]) -> FileSource {
 fn files(group: &GroupSpec, index: usize) -> &FileVolume {
     match &group.volumes[index].source {
         VolumeSource::Files(files) => files,
-        other @ VolumeSource::EmptyDir { .. } => panic!("{other:?} is no volume of files"),
+        other @ (VolumeSource::EmptyDir { .. } | VolumeSource::Disk(_)) => {
+            panic!("{other:?} is no volume of files")
+        }
     }
 }
 

@@ -1,0 +1,144 @@
+//! Disks: image files with a journalled ext4 file system, which may outlive the group that uses them. Who uses which is
+//! in the records of the groups; a file that no record names is a disk that was kept. Calls block.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    path::PathBuf,
+};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    ext4::{self, failed},
+    group::disk::DiskId,
+};
+
+const GIB: u64 = 1 << 30;
+
+/// The folder of disks.
+#[derive(Debug, Clone)]
+pub struct Disks {
+    dir: PathBuf,
+}
+
+impl Disks {
+    /// Makes the folder when it is not there, and clears what was not finished when an agent ended.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open(dir: PathBuf) -> Result<Self> {
+        let action = format!("open the disks in {}", dir.display());
+        std::fs::create_dir_all(&dir).map_err(failed(action.clone()))?;
+        for entry in std::fs::read_dir(&dir).map_err(failed(action))?.flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == ext4::DRAFT) {
+                std::fs::remove_file(&path).map_err(failed(format!("remove {}", path.display())))?;
+            }
+        }
+        Ok(Self { dir })
+    }
+
+    fn path(&self, id: &DiskId) -> PathBuf {
+        self.dir.join(format!("{id}.ext4"))
+    }
+
+    /// Whether there is such a disk.
+    pub fn exists(&self, id: &DiskId) -> bool {
+        self.path(id).is_file()
+    }
+
+    /// Makes a disk, unless it is there.
+    ///
+    /// # Errors
+    /// As [`ext4::make`].
+    pub fn create(&self, id: &DiskId, gib: u32) -> Result<PathBuf> {
+        let path = self.path(id);
+        ext4::make(&path, u64::from(gib) * GIB, "disk", ext4::LASTING)?;
+        Ok(path)
+    }
+
+    /// The file of a disk.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn find(&self, id: &DiskId) -> Result<PathBuf> {
+        let path = self.path(id);
+        if path.is_file() {
+            Ok(path)
+        } else {
+            Err(Error::new(
+                ErrorKind::NotFound,
+                format!("no disk {id} on this host"),
+            ))
+        }
+    }
+
+    /// Makes a disk's file so long; the file system in it stays as it is. Durable when it returns.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidArgument` when it is longer; `ResourceExhausted` when the host takes no file of this length.
+    pub fn grow(&self, id: &DiskId, gib: u32) -> Result<()> {
+        let path = self.find(id)?;
+        let action = format!("grow {} to {gib} GiB", path.display());
+        let file: File = OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .map_err(failed(action.clone()))?;
+        let (now, wanted) = (
+            file.metadata().map_err(failed(action.clone()))?.len(),
+            u64::from(gib) * GIB,
+        );
+        if wanted < now {
+            let text = format!(
+                "disk {id} has {} GiB, {gib} are wanted; valid: as much or more, a disk can only grow",
+                now / GIB
+            );
+            return Err(Error::new(ErrorKind::InvalidArgument, text));
+        }
+        file.set_len(wanted)
+            .and_then(|()| file.sync_all())
+            .map_err(failed(action))
+    }
+
+    /// Removes a disk; it may be gone already.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove(&self, id: &DiskId) -> Result<()> {
+        let path = self.path(id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed(format!("remove {}", path.display()))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_made_once_grows_and_is_never_half_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = Disks::open(dir.path().join("disks")).unwrap();
+        let id = DiskId::parse("d-0").unwrap();
+        assert_eq!(disks.find(&id).unwrap_err().kind, ErrorKind::NotFound);
+        let path = disks.create(&id, 20).unwrap();
+        let length = || std::fs::metadata(&path).unwrap().len();
+        assert_eq!(length(), 20 * GIB);
+        disks.grow(&id, 21).unwrap();
+        assert_eq!(disks.grow(&id, 20).unwrap_err().kind, ErrorKind::InvalidArgument);
+        // It is there, whatever was asked for first.
+        disks.create(&id, 20).unwrap();
+        assert_eq!(length(), 21 * GIB);
+        let draft = path.with_extension("abc.draft");
+        std::fs::write(&draft, "half").unwrap();
+        let disks = Disks::open(dir.path().join("disks")).unwrap();
+        assert!(!draft.exists() && disks.exists(&id));
+        disks.remove(&id).unwrap();
+        disks.remove(&id).unwrap();
+        assert!(!disks.exists(&id));
+    }
+}
