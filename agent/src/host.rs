@@ -56,7 +56,7 @@ use crate::{
     },
     scratch::ScratchDisks,
     snapshots::{Snapshot, SnapshotId, Snapshots},
-    store::{ContainerRecord, Record, Store},
+    store::{ContainerRecord, Moments, Record, Store},
 };
 
 /// The engine of this host.
@@ -82,7 +82,7 @@ impl Host {
         for dir in [&config.state_dir, &config.run_dir] {
             make_private_dir(dir)?;
         }
-        let store = Store::open(&config.state_dir.join("store.redb"))?;
+        let store = Store::open(&config.state_dir.join("store.redb"))?.counting(Moments::from_environment()?);
         let records = store.records()?;
         let leases = records
             .iter()

@@ -1,9 +1,12 @@
 //! Durable state: one redb file. A write is on disk when the call returns; a process killed at any moment leaves either
 //! the old or the new state. Calls block on the disk.
 
-use std::{net::Ipv4Addr, path::Path, sync::Arc};
+mod moments;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use std::{fmt, net::Ipv4Addr, path::Path, sync::Arc};
+
+pub use moments::{HALT_VARIABLE, Moments};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -83,6 +86,7 @@ struct Token {
 #[derive(Debug, Clone)]
 pub struct Store {
     db: Arc<Database>,
+    moments: Arc<Moments>,
 }
 
 fn failed<E: Into<redb::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
@@ -148,7 +152,27 @@ impl Store {
             write.open_table(TOKENS).map_err(failed("open table tokens"))?;
         }
         write.commit().map_err(failed("commit"))?;
-        Ok(Self { db: Arc::new(db) })
+        Ok(Self {
+            db: Arc::new(db),
+            moments: Arc::default(),
+        })
+    }
+
+    /// The same store, whose writes count as these moments.
+    #[must_use]
+    pub fn counting(self, moments: Moments) -> Self {
+        Self {
+            moments: Arc::new(moments),
+            ..self
+        }
+    }
+
+    /// Every write about groups ends here.
+    fn commit(&self, write: WriteTransaction, what: fmt::Arguments<'_>) -> Result<()> {
+        self.moments.pass("before", what);
+        write.commit().map_err(failed("commit"))?;
+        self.moments.pass("after", what);
+        Ok(())
     }
 
     /// All groups.
@@ -203,7 +227,8 @@ impl Store {
                     .map_err(failed("write a token"))?;
             }
         }
-        write.commit().map_err(failed("commit"))
+        let (id, phase) = (&record.group.id, record.group.status.phase);
+        self.commit(write, format_args!("{id} is {phase:?}"))
     }
 
     /// Forgets a group. Its token is remembered.
@@ -216,7 +241,7 @@ impl Store {
             let mut table = write.open_table(GROUPS).map_err(failed("open table groups"))?;
             table.remove(id.as_str()).map_err(failed("remove a group"))?;
         }
-        write.commit().map_err(failed("commit"))
+        self.commit(write, format_args!("{id} is forgotten"))
     }
 
     /// The group made with this token.

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let done = parsed.and_then(|args| match args.action {
         Action::Start => start::start(&args),
         Action::Delete => delete::delete(&args),
-        Action::Run => run::run(&args),
+        Action::Run => run::run(&args, run::this_host()),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

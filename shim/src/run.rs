@@ -25,11 +25,20 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// For answers that are on their way when the shim ends.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Serves one sandbox until it is told to end. The listening socket is descriptor 3.
+/// What this host offers.
+pub fn this_host() -> HostConfig {
+    HostConfig {
+        kvm_path: PathBuf::from("/dev/kvm"),
+        start_timeout: START_TIMEOUT,
+        launcher: std::sync::Arc::new(launch_process),
+    }
+}
+
+/// Serves one sandbox on this host until it is told to end. The listening socket is descriptor 3.
 ///
 /// # Errors
 /// The server cannot be set up.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, host: HostConfig) -> Result<()> {
     let listener = sys::take_passed_descriptor()
         .map(UnixListener::from)
         .map_err(|error| {
@@ -57,11 +66,6 @@ pub fn run(args: &Args) -> Result<()> {
         .build()
         .map_err(|error| Error::io("build the runtime", error))?;
     let bundle = Bundle::new(&args.bundle);
-    let host = HostConfig {
-        kvm_path: PathBuf::from("/dev/kvm"),
-        start_timeout: START_TIMEOUT,
-        launcher: std::sync::Arc::new(launch_process),
-    };
     let events_address = std::env::var(ADDRESS_ENV).ok();
     let socket = bundle.read_address();
     let served = runtime.block_on(async {
