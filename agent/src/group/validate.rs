@@ -5,6 +5,7 @@ use std::{collections::HashSet, fmt::Display, net::IpAddr};
 use super::{
     files,
     lifecycle::{self, Role},
+    pod,
     size::{self, NoSuchSize, SizeTable},
     spec::{ContainerSpec, Door, EnvValue, GroupSpec, Size, VolumeSource},
     violation::{FieldPath, ViolationKind, Violations},
@@ -73,6 +74,10 @@ const CAPABILITIES: [&str; 42] = [
 /// What is valid for names of containers and volumes.
 const DNS_LABEL: &str =
     "valid: 1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit";
+
+/// What is valid for names of ports.
+const PORT_NAME: &str =
+    "valid: 1 to 15 lower-case letters, digits and single '-' inside, one letter at least";
 
 /// Longest life of a group, seconds.
 pub(super) const MAX_DEADLINE_SECONDS: u64 = i32::MAX as u64;
@@ -194,7 +199,9 @@ impl Check {
             );
         }
         // A name may be longer than a host name; then the host name is cut where the spec is made.
-        if !is_dns_label(&spec.hostname) {
+        // One made of a bad name is that mistake, not another one.
+        let is_own = spec.hostname != pod::hostname_of(&spec.name);
+        if is_own && !is_dns_label(&spec.hostname) {
             self.invalid(root.field("spec.hostname", "HostName"), &spec.hostname, DNS_LABEL);
         }
         match spec.door {
@@ -434,6 +441,7 @@ impl Check {
     }
 
     fn ports(&mut self, container: &ContainerSpec, path: &FieldPath) {
+        let mut names = HashSet::new();
         for (index, port) in container.ports.iter().enumerate() {
             let path = path.field("ports", "Port").item(index);
             if port.port == 0 {
@@ -447,6 +455,15 @@ impl Check {
                     path.field("containerPort", "Port"),
                     port.port,
                     "reserved for the host; valid: 1 to 65535 without 111, 998, 10250 and 10255",
+                );
+            }
+            if !port.name.is_empty() && !is_port_name(&port.name) {
+                self.invalid(path.field("name", "Name"), &port.name, PORT_NAME);
+            } else if !port.name.is_empty() && !names.insert(&port.name) {
+                self.invalid(
+                    path.field("name", "Name"),
+                    &port.name,
+                    "another port of the container has this name",
                 );
             }
             if !["TCP", "UDP"].contains(&port.protocol.as_str()) {
@@ -704,6 +721,14 @@ pub(super) fn is_dns_label(text: &str) -> bool {
 
 fn is_dns_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_dns_label)
+}
+
+/// RFC 6335, section 5.1.
+fn is_port_name(text: &str) -> bool {
+    text.len() <= 15
+        && is_dns_label(text)
+        && !text.contains("--")
+        && text.bytes().any(|b| b.is_ascii_lowercase())
 }
 
 fn is_eci_name(text: &str) -> bool {

@@ -1,5 +1,6 @@
 mod forms;
 mod sources;
+mod suite;
 
 use super::*;
 use crate::group::{
