@@ -248,7 +248,7 @@ impl Engine for FakeEngine {
     }
 
     async fn resize_volume(&self, id: &GroupId, volume: &str, gib: u32) -> Result<()> {
-        self.record(&format!("resize {volume} {gib}"));
+        self.record(format!("resize {volume} {gib}"));
         self.get(id).await.map(drop)
     }
 

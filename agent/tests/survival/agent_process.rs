@@ -72,9 +72,11 @@ impl Images for OneImage {
 }
 
 fn config(dir: &Path) -> Config {
-    let mut config = Config::default();
-    config.state_dir = dir.join("state");
-    config.run_dir = dir.join("run");
+    let mut config = Config {
+        state_dir: dir.join("state"),
+        run_dir: dir.join("run"),
+        ..Config::default()
+    };
     config.sandbox.scratch_gib = 1;
     config.sandbox.cgroup_root = "".into();
     config.sandbox.fast_cgroup_moves = false;

@@ -298,6 +298,7 @@ fn spawn(dir: &Path, shared: &Shared, moment: Option<u64>) -> Child {
     agent
 }
 
+#[expect(clippy::zombie_processes, reason = "`waitpid` reaps it")]
 fn watch(dir: &Path, shared: &Shared, moment: u64, victim: Victim) {
     let mut agent = spawn(dir, shared, Some(moment));
     loop {
