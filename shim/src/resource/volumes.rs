@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn places_hold_the_largest_volume_and_stay_on_the_disk() {
-        assert!(PLACE_BYTES >= 32 << 40);
+        const { assert!(PLACE_BYTES >= 32 << 40) };
         assert!(PLACE_BYTES * N_PLACES as u64 <= SLICE_DISK_BYTES);
     }
 
