@@ -250,6 +250,30 @@ async fn groups_are_captured_and_cloned() {
 }
 
 #[tokio::test]
+async fn volumes_are_resized() {
+    let host = start().await;
+    let group = ("ContainerGroupId", ID);
+    let volume = ("VolumeName", "data");
+    let (status, _) = call(
+        &host,
+        "ResizeContainerGroupVolume",
+        &[group, volume, ("NewSize", "40")],
+    )
+    .await;
+    assert_eq!(status, 200);
+    assert!(host.engine.calls().contains(&"resize data 40".to_owned()));
+    for (parameters, code) in [
+        (vec![group, ("NewSize", "40")], "MissingParameter"),
+        (vec![group, volume], "MissingParameter"),
+        (vec![group, volume, ("NewSize", "19")], "InvalidParameter"),
+        (vec![group, volume, ("NewSize", "32769")], "InvalidParameter"),
+    ] {
+        let (status, reply) = call(&host, "ResizeContainerGroupVolume", &parameters).await;
+        assert_eq!((status, &reply["Code"]), (400, &json!(code)), "{parameters:?}");
+    }
+}
+
+#[tokio::test]
 async fn tokens_with_other_parameters_are_refused() {
     let host = start().await;
     let create = |name| {

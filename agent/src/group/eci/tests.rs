@@ -285,3 +285,53 @@ fn limits_of_lists() {
 fn no_sizes_at_all_is_two_cpus_and_four_gib() {
     assert_eq!(group(&[]).unwrap().size, crate::group::size::DEFAULT_GROUP);
 }
+
+#[test]
+fn a_disk_is_the_same_by_either_type_of_volume() {
+    let disk = |pairs: &[(&str, &str)]| {
+        let mut all = vec![("Volume.1.Name", "v")];
+        all.extend(pairs);
+        match group(&all)?.volumes.remove(0).source {
+            VolumeSource::Disk(disk) => Ok::<_, Violations>(disk),
+            other => panic!("{other:?}"),
+        }
+    };
+    let direct = disk(&[
+        ("Volume.1.Type", "DiskVolume"),
+        ("Volume.1.DiskVolume.DiskSize", "20"),
+        ("Volume.1.DiskVolume.FsType", "ext4"),
+    ])
+    .unwrap();
+    assert_eq!(
+        (direct.new_gib, direct.delete_with_group, direct.is_flex),
+        (Some(20), false, false)
+    );
+    let options = r#"{"volumeId": "d-1a", "deleteWithInstance": true, "performanceLevel": "PL1"}"#;
+    let flex = disk(&[
+        ("Volume.1.Type", "FlexVolume"),
+        ("Volume.1.FlexVolume.Driver", "alicloud/disk"),
+        ("Volume.1.FlexVolume.Options", options),
+    ])
+    .unwrap();
+    assert_eq!(flex.id.unwrap().to_string(), "d-1a");
+    assert_eq!(
+        (flex.new_gib, flex.delete_with_group, flex.is_flex),
+        (None, true, true)
+    );
+
+    // All that is wrong, at once.
+    let refused = disk(&[
+        ("Volume.1.Type", "FlexVolume"),
+        ("Volume.1.FlexVolume.Driver", "alicloud/oss"),
+        ("Volume.1.FlexVolume.FsType", "xfs"),
+        (
+            "Volume.1.FlexVolume.Options",
+            r#"{"volumeSize": 19, "volumeid": "d-1"}"#,
+        ),
+    ])
+    .unwrap_err()
+    .to_string();
+    for part in ["alicloud/oss", "xfs", "volumeSize", "volumeid"] {
+        assert!(refused.contains(part), "{part} is missing in {refused}");
+    }
+}
