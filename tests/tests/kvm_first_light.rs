@@ -39,35 +39,6 @@ fn trial(shared: &Shared, name: &str, case: fn(&mut Stage) -> Result<()>) -> Tri
     })
 }
 
-/// Which cases this run has, so that two hosts can share the work: `ECI_TEST_PART=2/3` is every third one, from the second on.
-struct Part {
-    number: usize,
-    of: usize,
-}
-
-impl Part {
-    fn from_env() -> Result<Self> {
-        let Ok(text) = std::env::var("ECI_TEST_PART") else {
-            return Ok(Self { number: 1, of: 1 });
-        };
-        let parsed = text
-            .split_once('/')
-            .and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
-        match parsed {
-            Some((number, of)) if (1..=of).contains(&number) => Ok(Self { number, of }),
-            _ => anyhow::bail!("ECI_TEST_PART={text}: valid are 1/2, 2/2, 1/3 and so on"),
-        }
-    }
-
-    fn of(&self, trials: Vec<Trial>) -> Vec<Trial> {
-        trials
-            .into_iter()
-            .skip(self.number - 1)
-            .step_by(self.of)
-            .collect()
-    }
-}
-
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They share a host, and are compared before and after.
@@ -129,13 +100,6 @@ fn main() -> ExitCode {
         doors::{
             the_official_sdk_drives_a_live_group,
         },
-    };
-    let trials = match Part::from_env() {
-        Ok(part) => part.of(trials),
-        Err(error) => {
-            eprintln!("{error:#}");
-            return ExitCode::FAILURE;
-        }
     };
     let conclusion = libtest_mimic::run(&arguments, trials);
     let stage = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
