@@ -14,15 +14,15 @@ use tests::{host::Host, pod::Pod, process::Background, stage::Stage};
 use super::SAY_HELLO;
 
 /// Counts in memory, by a timer.
-const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo count $n; sleep 0.5; done";
+const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo count $n; sleep 1; done";
 /// Prints what comes over one connection. (Without input that lasts, nc would close its side.)
 const SERVER: &str = "sleep 100000 | nc -l -p 7000";
 /// Opens that connection once somebody listens (port 7000 is 1B58), and sends numbered lines as long as it is open.
 const CLIENT: &str = "until grep -q :1B58 /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done; \
-                      n=0; while :; do n=$((n+1)); echo line $n; sleep 0.5; done | nc 127.0.0.1 7000";
+                      n=0; while :; do n=$((n+1)); echo line $n; sleep 1; done | nc 127.0.0.1 7000";
 /// Has a file open that has no name any more, and goes on with it when told.
-const OPEN_FILE: &str = "exec 3<>/tmp/kept; rm /tmp/kept; echo before >&3; echo ready; \
-                         until [ -e /tmp/go ]; do sleep 0.1; done; \
+const OPEN_FILE: &str = "exec 3<>/tmp/kept; rm /tmp/kept; mkfifo /tmp/go; echo before >&3; echo ready; \
+                         read word </tmp/go; \
                          echo after >&3; cat /proc/self/fd/3; exec sleep 100000";
 
 fn busy_pod(stage: &Stage, name: &str) -> Pod {
@@ -124,7 +124,8 @@ pub(crate) fn a_fork_of_five_busy_containers_keeps_all_they_have(stage: &mut Sta
         ensure!(first > sent, "{twin} got line {first}, the parent had {sent}");
         ensure!(last >= first + 3);
         ensure!(digest(twin)? == blob, "the memory of {twin} is another");
-        host.exec(twin, "file", &["/bin/touch", "/tmp/go"])?.success()?;
+        host.exec(twin, "file", &["/bin/sh", "-c", "echo go >/tmp/go"])?
+            .success()?;
         let mut log = host.follow(twin, "file")?;
         next_line(&mut log, "before")?;
         next_line(&mut log, "after")?;
