@@ -83,7 +83,7 @@ nested-test: nested-binary ## run `cargo test $(ARGS)` with each test program wh
 ## Testing
 
 .PHONY: test
-test: check build nested-binary images sdks ## `make check`, then all tests; those that need KVM run in the L1 host
+test: build nested-binary images sdks ## `make check` and all tests; those that need KVM run in the L1 host
 	@ECI_SDK_PYTHON=$(CURDIR)/target/sdk/bin/python tests/run
 
 .PHONY: images
