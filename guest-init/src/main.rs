@@ -37,6 +37,7 @@ fn run() -> Result<()> {
         return Ok(());
     }
     boot::protect_from_oom().context(|| "protect the init from the OOM killer")?;
+    boot::limits::lift()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod cmdline;
 pub mod entropy;
+pub mod limits;
 pub mod mounts;
 
 use std::{fs, io::Write};
