@@ -87,6 +87,9 @@ fn main() -> ExitCode {
             a_snapshot_outlives_its_group_and_is_refused_when_it_was_touched,
             no_two_clones_have_a_secret_in_common,
         },
+        full::{
+            twenty_containers_and_volumes_bear_each_others_excesses,
+        },
         standby::{
             a_group_takes_over_what_stands_by,
         },

@@ -4,6 +4,7 @@ pub(crate) mod death;
 pub(crate) mod doors;
 pub(crate) mod exec;
 pub(crate) mod fork;
+pub(crate) mod full;
 pub(crate) mod life;
 pub(crate) mod lifecycle;
 pub(crate) mod recovery;
