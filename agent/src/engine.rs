@@ -37,6 +37,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Ends all containers of a pending or running group, and starts them again in order, in the same sandbox. Returns once
     /// the wish is durable.
     async fn restart(&self, id: &GroupId) -> Result<()>;
+    /// Makes a pending or running group what `spec` says, which was made from `base`, the group as it was. Ends and begins
+    /// anew what that takes and no more ([`crate::group::update`]). Returns once the wish is durable; `false` when `spec` says
+    /// what the group is already. `InvalidArgument` names all that can't be changed, `FailedPrecondition` when the group is
+    /// something else than `base` by now.
+    async fn update(&self, id: &GroupId, base: &GroupSpec, spec: GroupSpec) -> Result<bool>;
     /// Grows a disk volume of a running group to so many GiB, and its file system with it. As many as it has grows the file
     /// system alone. `NotFound` when the group has no such volume, `InvalidArgument` when the volume is no disk or larger.
     async fn resize_volume(&self, id: &GroupId, volume: &str, gib: u32) -> Result<()>;

@@ -4,6 +4,7 @@ mod disks;
 mod images;
 mod snapshots;
 mod stats;
+mod update;
 
 use std::{
     collections::BTreeMap,
@@ -40,7 +41,7 @@ use crate::{
         driver::{Driver, GroupHandle, Published},
         images::Images,
         spec::{Door, GroupSpec, ImagePullPolicy, RegistryCredential, Size},
-        status::{ContainerState, Group, GroupId, GroupStatus, Phase},
+        status::{ContainerState, Group, GroupId, GroupStatus},
         view,
     },
     logs,
@@ -291,6 +292,7 @@ impl Host {
             deleting: None,
             sandbox_running: false,
             restarting: None,
+            update: None,
             failed: false,
             ending_since_ms: None,
             news_after: Some(0),
@@ -343,12 +345,7 @@ impl Host {
                 ));
             }
         }
-        let ended = |phase| matches!(phase, Phase::Succeeded | Phase::Failed);
-        let running: Vec<Size> = groups
-            .iter()
-            .filter(|published| !ended(published.group.status.phase))
-            .map(|published| published.group.spec.size)
-            .collect();
+        let running: Vec<Size> = groups.iter().filter_map(|group| group.reserved()).collect();
         let config = &self.parts.config;
         capacity::admit(
             self.capacity,
@@ -482,6 +479,10 @@ impl Engine for Host {
 
     async fn restart(&self, id: &GroupId) -> Result<()> {
         self.handle(id)?.restart().await
+    }
+
+    async fn update(&self, id: &GroupId, base: &GroupSpec, spec: GroupSpec) -> Result<bool> {
+        self.update_group(id, base, spec).await
     }
 
     async fn resize_volume(&self, id: &GroupId, volume: &str, gib: u32) -> Result<()> {

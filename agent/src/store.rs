@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    group::status::{Group, GroupId},
+    group::{
+        spec::GroupSpec,
+        status::{Group, GroupId},
+    },
     snapshots::SnapshotId,
 };
 
@@ -38,6 +41,9 @@ pub struct Record {
     /// All its containers are to begin anew, asked for at this time, Unix milliseconds.
     #[serde(default)]
     pub restarting: Option<u64>,
+    /// What the group is to be, once what the update changes has ended.
+    #[serde(default)]
+    pub update: Option<GroupSpec>,
     /// It has failed as a whole, whatever its containers do.
     #[serde(default)]
     pub failed: bool,
@@ -276,6 +282,7 @@ mod tests {
             deleting: None,
             sandbox_running: false,
             restarting: None,
+            update: None,
             failed: false,
             ending_since_ms: None,
             news_after: Some(0),

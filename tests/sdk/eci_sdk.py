@@ -118,6 +118,21 @@ class Current:
         )
         return self.client.exec_container_command(request).body.to_map()
 
+    def update(self, group, greeting):
+        from alibabacloud_eci20180808 import models
+
+        container = models.UpdateContainerGroupRequestContainer(
+            name="main",
+            environment_var=[models.UpdateContainerGroupRequestContainerEnvironmentVar(key="GREETING", value=greeting)],
+        )
+        request = models.UpdateContainerGroupRequest(
+            region_id=self.region,
+            container_group_id=group,
+            update_type="IncrementalUpdate",
+            container=[container],
+        )
+        return self.client.update_container_group(request).body.request_id
+
     def delete(self, group):
         from alibabacloud_eci20180808 import models
 
@@ -194,6 +209,12 @@ class Older:
             TTY=False,
         )
 
+    def update(self, group, greeting):
+        container = {"Name": "main", "EnvironmentVars": [{"Key": "GREETING", "Value": greeting}]}
+        return self.call(
+            "UpdateContainerGroup", ContainerGroupId=group, UpdateType="IncrementalUpdate", Containers=[container]
+        )["RequestId"]
+
     def delete(self, group):
         return self.call("DeleteContainerGroup", ContainerGroupId=group)["RequestId"]
 
@@ -258,6 +279,20 @@ def run(name, sdk, arguments):
         output, status = over_websocket(uri)
         check("a command is run on it", output == "over a websocket\n", output)
         check("its end is told", status["status"] == "Success", status)
+        check("the group is updated", sdk.update(group, "good day"))
+        while True:
+            (seen,) = sdk.describe(group)
+            container = seen["Containers"][0]
+            states = (seen["Status"], container["CurrentState"]["State"])
+            if states == ("Running", "Running") and container["EnvironmentVars"][0]["Value"] == "good day":
+                break
+            if time.monotonic() > deadline:
+                raise Failed(f"the group is {states} after its update: {seen.get('Events')}")
+            time.sleep(0.5)
+        check("it keeps the rest", container["Commands"][:1] == ["sh"], container)
+        if not arguments.fake:
+            output = sdk.exec(group, ["sh", "-c", 'printf %s "$GREETING"'], True)["SyncResponse"]
+            check("its container has the new variable", output == "good day", output)
     finally:
         check("the group is deleted", sdk.delete(group))
     deadline = time.monotonic() + arguments.timeout

@@ -57,6 +57,9 @@ fn main() -> ExitCode {
             an_unhealthy_container_is_ended_and_started_again,
             failed_hooks_and_last_lines_are_told,
         },
+        update::{
+            a_running_group_becomes_another_with_least_disruption,
+        },
         exec::{
             a_hundred_thousand_lines_arrive_complete_and_in_order,
             exit_codes_come_back_exactly,

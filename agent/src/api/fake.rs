@@ -247,6 +247,18 @@ impl Engine for FakeEngine {
         self.get(id).await.map(drop)
     }
 
+    async fn update(&self, id: &GroupId, base: &GroupSpec, spec: GroupSpec) -> Result<bool> {
+        self.record("update");
+        let group = self.get(id).await?;
+        assert_eq!(group.spec, *base);
+        let changed = group.spec != spec;
+        self.change(id, |group| {
+            group.status.containers = running(group.id.clone(), spec.clone(), 1).status.containers;
+            group.spec = spec;
+        });
+        Ok(changed)
+    }
+
     async fn resize_volume(&self, id: &GroupId, volume: &str, gib: u32) -> Result<()> {
         self.record(format!("resize {volume} {gib}"));
         self.get(id).await.map(drop)

@@ -71,8 +71,8 @@ pub(super) fn phase(group: &Group) -> &'static str {
     match group.status.phase {
         Phase::Scheduling | Phase::Pending => "Pending",
         Phase::Running => "Running",
-        Phase::Restarting if group.status.initialized => "Running",
-        Phase::Restarting => "Pending",
+        Phase::Restarting | Phase::Updating if group.status.initialized => "Running",
+        Phase::Restarting | Phase::Updating => "Pending",
         Phase::Succeeded => "Succeeded",
         Phase::Failed => "Failed",
         // Kubernetes has no phase for it.

@@ -47,6 +47,8 @@ pub(super) enum Command {
         #[arg(required = true, value_name = "GROUP")]
         groups: Vec<String>,
     },
+    /// Make a group what a file says, and wait until it runs; what does not change runs on
+    Update(UpdateArgs),
     /// Grow a volume of a running group that is a disk, and its file system
     Resize {
         /// The group
@@ -92,6 +94,14 @@ pub(super) struct CreateArgs {
     /// Print nothing but the id
     #[arg(short, long)]
     pub(super) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct UpdateArgs {
+    /// The group
+    pub(super) group: String,
+    #[command(flatten)]
+    pub(super) create: CreateArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

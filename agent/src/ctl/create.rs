@@ -14,8 +14,7 @@ use crate::{
 const POD: &str = "application/yaml";
 
 pub(super) async fn run(client: &Client, args: CreateArgs) -> anyhow::Result<u8> {
-    let manifest = read(&args.file)?;
-    let kind = if is_eci(&manifest) { ECI_JSON } else { POD };
+    let (kind, manifest) = read(&args.file)?;
     let created: Created = client
         .call(Method::POST, "/v1/groups", kind, manifest)
         .await
@@ -38,16 +37,63 @@ pub(super) async fn run(client: &Client, args: CreateArgs) -> anyhow::Result<u8>
     Ok(0)
 }
 
-fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
-    if file == Path::new("-") {
+/// A manifest and its content type.
+pub(super) fn read(file: &Path) -> anyhow::Result<(&'static str, Vec<u8>)> {
+    let manifest = if file == Path::new("-") {
         let mut text = Vec::new();
         std::io::stdin()
             .lock()
             .read_to_end(&mut text)
             .context("Failed to read the manifest from standard input")?;
-        return Ok(text);
+        text
+    } else {
+        std::fs::read(file).with_context(|| format!("Failed to read the manifest {}", file.display()))?
+    };
+    let kind = if is_eci(&manifest) { ECI_JSON } else { POD };
+    Ok((kind, manifest))
+}
+
+/// The events of a group that were shown already.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    n_shown: usize,
+    /// Nothing is shown before the last one for this reason.
+    from: Option<&'static str>,
+}
+
+impl Shown {
+    /// Only what happens from the last event for this reason on is shown.
+    pub(super) fn from_the_last(reason: &'static str) -> Self {
+        Self {
+            n_shown: 0,
+            from: Some(reason),
+        }
     }
-    std::fs::read(file).with_context(|| format!("Failed to read the manifest {}", file.display()))
+
+    /// Shows those that are new.
+    pub(super) fn show(&mut self, group: &Group) {
+        let events = &group.status.events;
+        if let Some(reason) = self.from.take() {
+            let last = events.iter().rposition(|event| event.reason == reason);
+            self.n_shown = last.unwrap_or(0);
+        }
+        // Events are appended; the oldest fall off only beyond what a start makes.
+        for event in events.iter().skip(self.n_shown) {
+            let about = event.container.as_deref().map(|name| format!(" {name}:"));
+            let mark = if event.kind == EventKind::Warning {
+                "!"
+            } else {
+                "·"
+            };
+            eprintln!(
+                "{mark} {}{} {}",
+                event.reason,
+                about.unwrap_or_default(),
+                table::clean(&event.message)
+            );
+        }
+        self.n_shown = events.len();
+    }
 }
 
 /// An ECI request is a JSON object that names a ContainerGroupName; a Pod never does.
@@ -65,34 +111,18 @@ pub(super) async fn wait_until_running(
 ) -> anyhow::Result<()> {
     let path = group_path(created.id.as_str(), "/watch");
     let mut changes = client.lines(Method::GET, &path, Vec::new()).await?;
-    let mut shown = 0;
+    let mut shown = Shown::default();
     while let Some(group) = changes.next::<Group>().await? {
-        let events = &group.status.events;
         if !quiet {
-            // Events are appended; the oldest fall off only beyond what a start makes.
-            for event in events.iter().skip(shown) {
-                let about = event.container.as_deref().map(|name| format!(" {name}:"));
-                let mark = if event.kind == EventKind::Warning {
-                    "!"
-                } else {
-                    "·"
-                };
-                eprintln!(
-                    "{mark} {}{} {}",
-                    event.reason,
-                    about.unwrap_or_default(),
-                    table::clean(&event.message)
-                );
-            }
+            shown.show(&group);
         }
-        shown = events.len();
         match group.status.phase {
             // A name that is spelt wrong should not take as long to be told as a slow registry: the first setback ends
             // the wait, though not the group's attempts.
             Phase::Scheduling | Phase::Pending if !group.status.reason.is_empty() => {
                 bail!("{}", setback(&group))
             }
-            Phase::Scheduling | Phase::Pending | Phase::Restarting => {}
+            Phase::Scheduling | Phase::Pending | Phase::Restarting | Phase::Updating => {}
             Phase::Running if has_waiting(&group) => {}
             Phase::Running | Phase::Succeeded => return Ok(()),
             Phase::Failed | Phase::Terminating => bail!("{}", failure(&group)),
@@ -123,7 +153,7 @@ fn setback(group: &Group) -> String {
 }
 
 /// Why a group does not run, with all the agent knows.
-fn failure(group: &Group) -> String {
+pub(super) fn failure(group: &Group) -> String {
     let status = &group.status;
     let mut text = format!("Group {} ({}) failed", group.id, group.spec.name);
     for part in [&status.reason, &status.message] {

@@ -17,6 +17,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 mod top;
+mod update;
 
 use std::{io, process::ExitCode};
 
@@ -72,6 +73,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Top(args) => top::run(&client, &args).await,
         Command::Events(args) => describe::events(&client, &args).await,
         Command::Resize { group, volume, gib } => resize::run(&client, &group, &volume, gib).await,
+        Command::Update(args) => update::run(&client, args).await,
         Command::Restart { groups } => restart::run(&client, &groups).await,
         Command::Rm(args) => remove::run(&client, &args).await,
         Command::Snapshot(command) => snapshots::run(&client, command).await,

@@ -2,6 +2,7 @@
 
 mod ending;
 mod health;
+mod update;
 
 use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
@@ -16,8 +17,8 @@ use super::{
     jobs::{self, Outcome, Run, container_id},
     lifecycle::Role,
     plan::{self, Action, ContainerSeen, SandboxSeen},
-    spec::{GroupSpec, ImagePullPolicy},
-    status::{ContainerState, EventKind, Group, GroupId},
+    spec::{GroupSpec, ImagePullPolicy, Size},
+    status::{ContainerState, EventKind, Group, GroupId, Phase},
     view,
 };
 use crate::{
@@ -42,6 +43,21 @@ pub struct Published {
     pub connection: Option<SandboxConnection>,
     /// It goes on from this snapshot and does not run yet.
     pub restores: Option<SnapshotId>,
+    /// What it is to be once its update is done.
+    pub update_size: Option<Size>,
+}
+
+impl Published {
+    /// What the host keeps for it; `None` when it has ended.
+    pub fn reserved(&self) -> Option<Size> {
+        let has_ended = matches!(self.group.status.phase, Phase::Succeeded | Phase::Failed);
+        let now = self.group.spec.size;
+        let next = self.update_size.unwrap_or(now);
+        (!has_ended).then(|| Size {
+            cpu_milli: now.cpu_milli.max(next.cpu_milli),
+            memory_bytes: now.memory_bytes.max(next.memory_bytes),
+        })
+    }
 }
 
 /// What a driver is asked.
@@ -52,6 +68,11 @@ enum Command {
         accepted: oneshot::Sender<()>,
     },
     Restart {
+        accepted: oneshot::Sender<Result<()>>,
+    },
+    Update {
+        base: Box<GroupSpec>,
+        spec: Box<GroupSpec>,
         accepted: oneshot::Sender<Result<()>>,
     },
 }
@@ -91,10 +112,24 @@ impl GroupHandle {
     /// # Errors
     /// `NotFound` when the group is gone, `FailedPrecondition` when it is neither `Pending` nor `Running`.
     pub async fn restart(&self) -> Result<()> {
+        self.ask(|accepted| Command::Restart { accepted }).await
+    }
+
+    /// Asks for the group to become what `spec` says, if it still is what `base` says; returns when the wish is durable.
+    ///
+    /// # Errors
+    /// `NotFound` when the group is gone, `FailedPrecondition` when it is another by now, or neither `Pending` nor
+    /// `Running`.
+    pub async fn update(&self, base: GroupSpec, spec: GroupSpec) -> Result<()> {
+        let (base, spec) = (Box::new(base), Box::new(spec));
+        self.ask(|accepted| Command::Update { base, spec, accepted })
+            .await
+    }
+
+    async fn ask(&self, command: impl FnOnce(oneshot::Sender<Result<()>>) -> Command) -> Result<()> {
         let (accepted, answer) = oneshot::channel();
         let gone = || Error::new(ErrorKind::NotFound, "the container group is gone");
-        let command = Command::Restart { accepted };
-        self.commands.send(command).await.map_err(|_| gone())?;
+        self.commands.send(command(accepted)).await.map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 }
@@ -104,6 +139,8 @@ impl GroupHandle {
 struct Live {
     seen: ContainerSeen,
     image: Option<Arc<LocalImage>>,
+    /// It is being told to end.
+    killing: Option<AbortHandle>,
     /// The run that has just ended was ended by the guest itself.
     is_unhealthy: bool,
 }
@@ -124,6 +161,8 @@ pub struct Driver {
     containers: Vec<Live>,
     /// What the guest told last of running containers: started, ready. By the id of their run.
     health: HashMap<String, (bool, bool)>,
+    /// The sandbox, by its count, whose guest is being asked for news.
+    following: Option<u32>,
     releasing: bool,
     jobs: JoinSet<Outcome>,
     starting: Option<AbortHandle>,
@@ -139,6 +178,7 @@ impl Driver {
             group: record.group.clone(),
             connection: None,
             restores: record.restores.clone(),
+            update_size: record.update.as_ref().map(|spec| spec.size),
         });
         let (published, receiver) = watch::channel(first);
         let containers = record
@@ -156,6 +196,7 @@ impl Driver {
                     }
                 },
                 image: None,
+                killing: None,
                 is_unhealthy: false,
             })
             .collect();
@@ -171,6 +212,7 @@ impl Driver {
             connection: None,
             containers,
             health: HashMap::new(),
+            following: None,
             releasing: false,
             jobs: JoinSet::new(),
             starting: None,
@@ -283,7 +325,7 @@ impl Driver {
             // Done with being marked: they open the way for others.
             if actions
                 .iter()
-                .any(|action| matches!(action, Action::Expire | Action::Reset))
+                .any(|action| matches!(action, Action::Expire | Action::Reset | Action::Apply))
             {
                 continue;
             }
@@ -325,10 +367,15 @@ impl Driver {
                 accepted,
             } => (grace_seconds, accepted),
             Command::Restart { accepted } => return self.restart(accepted).await,
+            Command::Update { base, spec, accepted } => return self.update(&base, *spec, accepted).await,
         };
         let grace = grace_seconds.unwrap_or(self.spec.termination_grace_period_seconds);
         let shorter = self.record.deleting.is_none_or(|before| grace < before);
         let again = self.record.deleting.is_some() && shorter;
+        if self.record.deleting.is_none() && self.record.update.is_some() {
+            // What had ended for the update did so in a time of its own.
+            self.record.ending_since_ms = None;
+        }
         if shorter {
             self.record.deleting = Some(grace);
         }
@@ -337,11 +384,8 @@ impl Driver {
         let _ = accepted.send(());
         if again {
             for index in 0..self.containers.len() {
-                if self.containers[index].seen == ContainerSeen::Killing
-                    && let Some(run) = self.run_of(index)
-                {
-                    let grace = self.grace();
-                    self.jobs.spawn(run.kill(grace));
+                if self.containers[index].seen == ContainerSeen::Killing {
+                    self.kill(index);
                 }
             }
         }
@@ -390,6 +434,7 @@ impl Driver {
             }
             Action::Expire => self.expire(),
             Action::Reset => self.reset(),
+            Action::Apply => self.apply(),
             Action::Release => self.releasing = true,
             Action::WakeAt(_) => {}
         }
@@ -423,17 +468,25 @@ impl Driver {
                     self.jobs.spawn(run.start(image));
                 }
             }
-            Action::Kill(index) => {
-                let grace = self.grace();
-                if let Some(run) = self.run_of(index) {
-                    self.jobs.spawn(run.kill(grace));
-                }
-            }
+            Action::Kill(index) => self.kill(index),
             Action::Release => {
                 self.jobs.spawn(jobs::release(parts, id, spec, ip));
             }
-            Action::Expire | Action::Reset | Action::WakeAt(_) => {}
+            Action::Expire | Action::Reset | Action::Apply | Action::WakeAt(_) => {}
         }
+    }
+
+    /// Has a container end within the grace that is left. A job that was about it with more grace goes on in vain.
+    fn kill(&mut self, index: usize) {
+        let grace = self.grace();
+        if let Some(run) = self.run_of(index) {
+            self.containers[index].killing = Some(self.jobs.spawn(run.kill(grace)));
+        }
+    }
+
+    /// Where the container of this name is now.
+    fn index_of(&self, name: &str) -> Option<usize> {
+        self.spec.containers.iter().position(|spec| spec.name == name)
     }
 
     /// The last begun run of a container, while there is a sandbox.
@@ -459,15 +512,19 @@ impl Driver {
                     self.sandbox_died(&why);
                 }
             }
-            Outcome::Pulled(index, result) => self.pulled(index, result),
-            Outcome::Started(index, run, result) => {
-                if self.is_current(index, run, |seen| seen == ContainerSeen::Starting) {
+            Outcome::Pulled(name, image, result) => {
+                if let Some(index) = self.index_of(&name) {
+                    self.pulled(index, &image, result);
+                }
+            }
+            Outcome::Started(name, run, result) => {
+                if let Some(index) = self.current(&name, run, |seen| seen == ContainerSeen::Starting) {
                     self.started(index, result);
                 }
             }
-            Outcome::Ended(index, run, result) => {
+            Outcome::Ended(name, run, result) => {
                 let runs = |seen| matches!(seen, ContainerSeen::Running { .. } | ContainerSeen::Killing);
-                if self.is_current(index, run, runs) {
+                if let Some(index) = self.current(&name, run, runs) {
                     match result {
                         Ok(ended) => self.ended(index, ended),
                         // The end of its sandbox, which has its own outcome with the reason.
@@ -477,8 +534,8 @@ impl Driver {
                     }
                 }
             }
-            Outcome::Killed(index, run) => {
-                if self.is_current(index, run, |seen| seen == ContainerSeen::Killing) {
+            Outcome::Killed(name, run) => {
+                if let Some(index) = self.current(&name, run, |seen| seen == ContainerSeen::Killing) {
                     // How it ended was not found out; the sandbox's end is the end of it in any case.
                     let message = "It was told to end, and its end was not seen".to_owned();
                     self.finish(index, 137, None, "Error", message, now_ms());
@@ -497,8 +554,10 @@ impl Driver {
         }
     }
 
-    fn is_current(&self, index: usize, run: u32, state: impl FnOnce(ContainerSeen) -> bool) -> bool {
-        self.record.containers[index].runs == run + 1 && state(self.containers[index].seen)
+    /// Where the container is whose last begun run is this one, if it is in such a state.
+    fn current(&self, name: &str, run: u32, state: impl FnOnce(ContainerSeen) -> bool) -> Option<usize> {
+        let index = self.index_of(name)?;
+        (self.record.containers[index].runs == run + 1 && state(self.containers[index].seen)).then_some(index)
     }
 
     fn watch_sandbox(&mut self, connection: &SandboxConnection) {
@@ -625,11 +684,15 @@ impl Driver {
         self.initialize_again();
     }
 
-    fn pulled(&mut self, index: usize, result: Result<LocalImage>) {
+    fn pulled(&mut self, index: usize, image: &str, result: Result<LocalImage>) {
         if self.containers[index].seen != ContainerSeen::Pulling {
             return;
         }
-        let image = self.spec.containers[index].image.clone();
+        if self.spec.containers[index].image != image {
+            // It is to be another one by now.
+            self.containers[index].seen = ContainerSeen::Idle { not_before_ms: 0 };
+            return;
+        }
         match result {
             Ok(local) => {
                 let wait = self.wait_reason();
@@ -734,6 +797,9 @@ impl Driver {
         message: String,
         at_ms: u64,
     ) {
+        if let Some(killing) = self.containers[index].killing.take() {
+            killing.abort();
+        }
         let status = &mut self.record.group.status.containers[index];
         let started_at_ms = view::started_at(status).unwrap_or(at_ms);
         view::terminated(status, exit_code, signal, reason, message, at_ms);
@@ -741,6 +807,12 @@ impl Driver {
         let policy = role.restart_policy(self.spec.restart_policy);
         let is_unhealthy = std::mem::take(&mut self.containers[index].is_unhealthy);
         let counted = if is_unhealthy { exit_code.max(1) } else { exit_code };
+        if self.is_leaving(index) {
+            // It is the update that decides what comes next.
+            let well = exit_code == 0;
+            self.containers[index].seen = ContainerSeen::Done { well };
+            return;
+        }
         if self.is_ending() || !backoff::restarts(policy, counted) {
             let well = exit_code == 0;
             self.containers[index].seen = ContainerSeen::Done { well };
@@ -801,14 +873,17 @@ impl Driver {
             .connection
             .clone()
             .filter(|_| self.sandbox == SandboxSeen::Running);
+        let update_size = self.record.update.as_ref().map(|spec| spec.size);
         self.published.send_if_modified(|published| {
             let changed = published.group != self.record.group
                 || published.restores != self.record.restores
+                || published.update_size != update_size
                 || published.connection.is_some() != connection.is_some();
             if changed {
                 *published = Arc::new(Published {
                     group: self.record.group.clone(),
                     restores: self.record.restores.clone(),
+                    update_size,
                     connection,
                 });
             }

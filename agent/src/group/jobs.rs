@@ -47,19 +47,20 @@ const KILLED: i32 = 137;
 /// State of a sandbox that takes containers, in the shim's words.
 pub(super) const SANDBOX_READY: &str = "SANDBOX_READY";
 
-/// How a job ended.
+/// How a job ended. Containers go by name: an update may have moved them by then.
 #[derive(Debug)]
 pub(super) enum Outcome {
     SandboxStarted(Result<SandboxConnection>),
     SandboxStopped(Result<()>),
     /// A running sandbox ended by itself; why.
     SandboxEnded(u32, String),
-    Pulled(usize, Result<LocalImage>),
+    /// And which image.
+    Pulled(String, String, Result<LocalImage>),
     /// Since when it runs.
-    Started(usize, u32, Result<u64>),
-    Ended(usize, u32, Result<Ended>),
+    Started(String, u32, Result<u64>),
+    Ended(String, u32, Result<Ended>),
     /// All was done that can be done to end it.
-    Killed(usize, u32),
+    Killed(String, u32),
     /// What the guest of this sandbox told of its containers.
     News(u32, Result<News>),
     Released(Result<()>),
@@ -113,7 +114,7 @@ impl Run {
     /// Creates and starts the container.
     pub(super) async fn start(self, image: Arc<LocalImage>) -> Outcome {
         let result = self.try_start(image).await;
-        Outcome::Started(self.index, self.run, result)
+        Outcome::Started(self.name().to_owned(), self.run, result)
     }
 
     async fn try_start(&self, image: Arc<LocalImage>) -> Result<u64> {
@@ -219,7 +220,7 @@ impl Run {
     /// Waits for the container's end, finds out its reason and removes it.
     pub(super) async fn watch(self) -> Outcome {
         let result = self.try_watch().await;
-        Outcome::Ended(self.index, self.run, result)
+        Outcome::Ended(self.name().to_owned(), self.run, result)
     }
 
     async fn try_watch(&self) -> Result<Ended> {
@@ -298,12 +299,12 @@ impl Run {
                 .is_err()
             {
                 tracing::warn!(group_id = %self.group_id, container_id = id, "SIGKILL did not end a container");
-                return Outcome::Killed(self.index, self.run);
+                return Outcome::Killed(self.name().to_owned(), self.run);
             }
         }
         // Its watch tells how it ended; this is only for when that is lost.
         tokio::time::sleep(END_MARGIN).await;
-        Outcome::Killed(self.index, self.run)
+        Outcome::Killed(self.name().to_owned(), self.run)
     }
 }
 
@@ -438,5 +439,6 @@ pub(super) async fn pull(
     let pull = parts
         .images
         .pull(&container.image, policy, &spec.registry_credentials, None);
-    Outcome::Pulled(index, phase("image", pull).await)
+    let result = phase("image", pull).await;
+    Outcome::Pulled(container.name.clone(), container.image.clone(), result)
 }

@@ -19,6 +19,7 @@ pub mod quantity;
 pub mod size;
 pub mod spec;
 pub mod status;
+pub mod update;
 pub mod validate;
 pub(crate) mod view;
 pub mod violation;

@@ -7,11 +7,14 @@
 //!             ^----back-off----'                              '---failed--^ Running --Kill--> Killing --> Done
 //! sandbox    Absent --StartSandbox--> Starting --> Running --StopSandbox--> Stopping --> Absent
 //!             ^                          '--failed--> Dead --StopSandbox--^ (also when it dies)
-//! group      --Expire--> it fails; --Reset--> it begins anew; --Release--> Releasing: the last action there is
+//! group      --Expire--> it fails; --Reset--> it begins anew; --Apply--> it is updated; --Release--> Releasing: the last
+//!            action there is
 //! ```
 //!
 //! Images are pulled at once, containers start in the order of [`Role`]: one init container or sidecar after the other, then
 //! all others. At the end of the group the sidecars go last, in reverse order.
+
+use std::collections::BTreeSet;
 
 use super::lifecycle::Role;
 
@@ -87,6 +90,10 @@ pub struct Seen {
     pub releasing: bool,
     /// All its containers are to begin anew.
     pub restarting: bool,
+    /// They are to do so in a new sandbox.
+    pub renewing: bool,
+    /// The group is to be updated, once these containers have ended.
+    pub leaving: Option<BTreeSet<usize>>,
     /// It has failed as a whole: what still runs is to end.
     pub failed: bool,
     /// It fails at this time, Unix milliseconds.
@@ -116,6 +123,8 @@ pub enum Action {
     Expire,
     /// Let all containers begin anew: none runs any more.
     Reset,
+    /// Take on the update of the group: what it ends has ended.
+    Apply,
     /// Remove what is left of the group: logs, address, record.
     Release,
     /// Plan again at this time, Unix milliseconds.
@@ -137,7 +146,17 @@ pub enum End {
 
 /// Whether the group is to end, and why.
 pub fn end(seen: &Seen) -> Option<End> {
-    let mut apps = seen.containers.iter().filter(|(role, _)| *role == Role::App);
+    // What ends for an update is not what the group's work comes to.
+    let is_leaving = |index: &usize| {
+        seen.leaving
+            .as_ref()
+            .is_some_and(|leaving| leaving.contains(index))
+    };
+    let mut apps = seen
+        .containers
+        .iter()
+        .enumerate()
+        .filter(|(_, (role, _))| *role == Role::App);
     let init_failed = seen
         .containers
         .iter()
@@ -148,7 +167,7 @@ pub fn end(seen: &Seen) -> Option<End> {
         Some(End::Restarted)
     } else if seen.failed || init_failed {
         Some(End::Failed)
-    } else if apps.all(|(_, seen)| seen.is_done()) {
+    } else if apps.all(|(index, (_, seen))| seen.is_done() && !is_leaving(&index)) {
         Some(End::Complete)
     } else {
         None
@@ -208,6 +227,8 @@ fn plan_end(seen: &Seen, end: End) -> Vec<Action> {
     match seen.sandbox {
         SandboxSeen::Dead { not_before_ms } => at(seen, not_before_ms, Action::StopSandbox, &mut actions),
         _ if busy => {}
+        SandboxSeen::Running if end == End::Restarted && seen.renewing => actions.push(Action::StopSandbox),
+        SandboxSeen::Starting | SandboxSeen::Stopping if end == End::Restarted && seen.renewing => {}
         _ if end == End::Restarted => actions.push(Action::Reset),
         SandboxSeen::Running => actions.push(Action::StopSandbox),
         SandboxSeen::Absent { .. } if end == End::Deleted => actions.push(Action::Release),
@@ -223,6 +244,14 @@ fn plan_run(seen: &Seen) -> Vec<Action> {
         Some(deadline_ms) => actions.push(Action::WakeAt(deadline_ms)),
         None => {}
     }
+    let none = BTreeSet::new();
+    let leaving = seen.leaving.as_ref().unwrap_or(&none);
+    if seen.leaving.is_some() {
+        // Containers are counted anew then: nothing that names one may be begun beside it.
+        if !leaving.iter().any(|index| seen.containers[*index].1.is_alive()) {
+            return vec![Action::Apply];
+        }
+    }
     match seen.sandbox {
         SandboxSeen::Absent { not_before_ms } => at(seen, not_before_ms, Action::StartSandbox, &mut actions),
         SandboxSeen::Dead { not_before_ms } => at(seen, not_before_ms, Action::StopSandbox, &mut actions),
@@ -235,6 +264,8 @@ fn plan_run(seen: &Seen) -> Vec<Action> {
     };
     for (index, (_, container)) in seen.containers.iter().enumerate() {
         match *container {
+            ContainerSeen::Running { .. } if leaving.contains(&index) => actions.push(Action::Kill(index)),
+            _ if leaving.contains(&index) => {}
             ContainerSeen::Idle { not_before_ms } => {
                 at(seen, not_before_ms, Action::Pull(index), &mut actions);
             }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::disk::DiskVolume;
+use super::eci::params::Params;
 use super::files::{Content, FileVolume};
 use super::lifecycle::Lifecycle;
 
@@ -52,6 +53,9 @@ pub struct GroupSpec {
     pub supplemental_groups: SupplementalGroups,
     /// Which door it came through; kept for describing it in the same words.
     pub door: Door,
+    /// The parameters it was made of at the ECI door, which an update changes.
+    #[serde(default)]
+    pub request: Option<Params>,
 }
 
 /// Groups of processes, beside those they run as.
@@ -239,6 +243,7 @@ pub struct RegistryCredential {
 impl GroupSpec {
     /// Takes out what is not for reading: passwords, and what is in Secrets and volumes of files.
     pub fn hide_secrets(&mut self) {
+        self.request = None;
         for credential in &mut self.registry_credentials {
             credential.password = String::new();
         }
@@ -323,6 +328,7 @@ pub(crate) mod testing {
             fs_group: None,
             supplemental_groups: SupplementalGroups::default(),
             door: Door::Pod,
+            request: None,
         }
     }
 

@@ -118,6 +118,8 @@ pub enum Phase {
     Failed,
     /// All containers are ended, to begin anew.
     Restarting,
+    /// What an update of the group changes is ended, to begin anew.
+    Updating,
     /// Being deleted.
     Terminating,
 }

@@ -131,6 +131,7 @@ pub(super) fn started_at(status: &ContainerStatus) -> Option<u64> {
 pub(super) struct Situation {
     pub(super) deleting: bool,
     pub(super) restarting: bool,
+    pub(super) updating: bool,
     /// Nothing runs any more, and nothing will.
     pub(super) over: bool,
     /// It has failed, whatever its containers did.
@@ -186,6 +187,9 @@ fn phase(status: &GroupStatus, spec: &GroupSpec, situation: Situation) -> Phase 
     if situation.deleting {
         return Phase::Terminating;
     }
+    if situation.updating && !situation.over {
+        return Phase::Updating;
+    }
     if situation.restarting {
         return Phase::Restarting;
     }
@@ -231,6 +235,7 @@ mod tests {
         over: true,
         deleting: false,
         restarting: false,
+        updating: false,
         failed: false,
     };
 
@@ -262,6 +267,11 @@ mod tests {
             ..on
         };
         check(&mut status, restarting, Phase::Restarting);
+        let updating = Situation {
+            updating: true,
+            ..restarting
+        };
+        check(&mut status, updating, Phase::Updating);
         status.containers[0].state = ended(0);
         status.containers[1].state = ended(0);
         // How a sidecar ended does not count.

@@ -8,9 +8,15 @@ use crate::bench::{Bench, Victim};
 
 const GROUP: &str = "g";
 
-fn manifest(restart_policy: &str) -> String {
+/// With `change`, the second container is another one.
+fn manifest(restart_policy: &str, change: bool) -> String {
     let container =
         |name: &str, command: Value| json!({ "name": name, "image": "image", "command": command });
+    let beside = if change {
+        json!(["stay", "again"])
+    } else {
+        json!(["stay"])
+    };
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -19,7 +25,7 @@ fn manifest(restart_policy: &str) -> String {
             "restartPolicy": restart_policy,
             "terminationGracePeriodSeconds": 1,
             "initContainers": [container("first", json!(["exit", "0"]))],
-            "containers": [container("main", json!(["stay"])), container("beside", json!(["stay"]))],
+            "containers": [container("main", json!(["stay"])), container("beside", beside)],
         },
     })
     .to_string()
@@ -95,7 +101,7 @@ fn live(bench: &mut Bench, moment: u64, victim: Victim, restart_policy: &str) ->
     bench.clear_log();
     bench.start(moment, victim);
     let of_group = format!("/v1/groups/{GROUP}");
-    let (status, text, repeated) = ask(bench, "POST", "/v1/groups", &manifest(restart_policy));
+    let (status, text, repeated) = ask(bench, "POST", "/v1/groups", &manifest(restart_policy, false));
     // Asked again after the agent was killed, it may be there already.
     assert!(
         status == 201 || (status == 409 && repeated),
@@ -122,7 +128,10 @@ fn live(bench: &mut Bench, moment: u64, victim: Victim, restart_policy: &str) ->
             let again = |group: &Value| {
                 is_documented(group, victim, restart_policy) && (runs(group) > before || !all_run(group))
             };
-            wait(bench, "the restart", again);
+            let settled = wait(bench, "the restart", again);
+            if all_run(&settled) {
+                update(bench, &settled, victim, restart_policy);
+            }
         }
     }
     let (status, text, repeated) = ask(bench, "DELETE", &format!("{of_group}?grace=0"), "");
@@ -149,6 +158,30 @@ fn live(bench: &mut Bench, moment: u64, victim: Victim, restart_policy: &str) ->
     let left = bench.leftovers();
     assert!(left.is_empty(), "left behind: {left:#?}\n{}", bench.log());
     bench.stop().0
+}
+
+/// Makes the second container another one. What is acknowledged comes about, and the first container is left alone.
+fn update(bench: &Bench, before: &Value, victim: Victim, restart_policy: &str) {
+    let path = format!("/v1/groups/{GROUP}/update");
+    let (status, text, repeated) = ask(bench, "POST", &path, &manifest(restart_policy, true));
+    // Asked again after the agent was killed, it may be under way.
+    let under_way = status == 409 && repeated && text.contains("Updating");
+    let has_died = status == 409 && victim != Victim::Agent && text.contains("Failed");
+    assert!(status == 200 || under_way || has_died, "update: {status} {text}");
+    if has_died {
+        return;
+    }
+    let is_other = |group: &Value| group["spec"]["containers"][1]["command"] == json!(["stay", "again"]);
+    let settled = wait(bench, "the update", |group| {
+        is_other(group) && is_documented(group, victim, restart_policy)
+    });
+    let runs = |group: &Value, index: usize| group["status"]["containers"][index]["restart_count"].as_u64();
+    if all_run(&settled) {
+        assert!(runs(&settled, 1) > runs(before, 1), "{settled}");
+    }
+    if victim == Victim::Agent {
+        assert_eq!(runs(&settled, 0), runs(before, 0), "{settled}");
+    }
 }
 
 /// Two at a time: odd moments on one bench, even ones on another.

@@ -10,6 +10,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod recovery;
 pub(crate) mod refusals;
 pub(crate) mod standby;
+pub(crate) mod update;
 pub(crate) mod volumes;
 
 /// A container's script that says something and goes on until it is told to end.

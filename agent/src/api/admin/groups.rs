@@ -12,7 +12,10 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, StatusCode, header};
 
-use super::{Answer, Refusal, Shared, json, json_lines, wire::Created};
+use super::{
+    Answer, Refusal, Shared, json, json_lines,
+    wire::{Created, Updated},
+};
 use crate::{
     api::{
         exec::{self, Framing},
@@ -59,10 +62,7 @@ pub(super) async fn create(
     RawQuery(raw): RawQuery,
     body: Bytes,
 ) -> std::result::Result<Response, Refusal> {
-    let eci = headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(ECI_JSON.as_bytes()));
-    let spec = if eci { parse_eci(&body)? } else { parse_pod(&body)? };
+    let spec = parse(&headers, &body)?;
     let token = Query::parse(raw.as_deref()).get("token").map(str::to_owned);
     let (name, namespace) = (spec.name.clone(), spec.namespace.clone());
     // Names are how people speak of groups here, so they are unique; the ECI door goes by id alone.
@@ -73,6 +73,13 @@ pub(super) async fn create(
     }
     let id = engine.create(spec, token).await?;
     Ok((StatusCode::CREATED, Json(Created { id, name, namespace })).into_response())
+}
+
+fn parse(headers: &HeaderMap, body: &[u8]) -> Result<GroupSpec> {
+    let eci = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(ECI_JSON.as_bytes()));
+    if eci { parse_eci(body) } else { parse_pod(body) }
 }
 
 fn same_name(group: &Group, spec: &GroupSpec) -> bool {
@@ -145,6 +152,21 @@ pub(super) async fn restart(State(engine): Shared, Path(group): Path<String>) ->
     let (name, namespace) = (group.spec.name, group.spec.namespace);
     let id = group.id;
     json(Ok(Created { id, name, namespace }))
+}
+
+pub(super) async fn update(
+    State(engine): Shared,
+    Path(group): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    let spec = parse(&headers, &body)?;
+    let group = lookup::by_text(engine.as_ref(), &group).await?;
+    let changed = engine.update(&group.id, &group.spec, spec).await?;
+    json(Ok(Updated {
+        id: group.id,
+        changed,
+    }))
 }
 
 pub(super) async fn watch(State(engine): Shared, Path(group): Path<String>) -> Answer {

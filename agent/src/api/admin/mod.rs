@@ -10,6 +10,8 @@
 //! | `GET /v1/groups/{group}/watch` | the group now and after each change, a JSON line each, until it is gone |
 //! | `GET /v1/groups/{group}/exec` | WebSocket, [`super::exec`] |
 //! | `GET /v1/groups/{group}/logs`, `/stats` | log text as a stream; statistics |
+//! | `POST /v1/groups/{group}/restart`, `/resize` | end all containers and start them again; grow a disk (`volume`, `gib`) |
+//! | `POST /v1/groups/{group}/update` | make it what a Pod or an ECI request says; `changed` tells whether it was something else |
 //! | `POST /v1/groups/{group}/snapshot`, `/fork` | take a snapshot of a running group; make groups that go on from it |
 //! | `GET /v1/snapshots`, `DELETE /v1/snapshots/{id}` | list; remove |
 //! | `POST /v1/snapshots/{id}/restore` | make groups that go on from a snapshot |
@@ -85,6 +87,7 @@ pub(super) fn router(engine: Arc<dyn Engine>) -> Router {
         .route("/v1/groups/{group}", get(groups::get).delete(groups::delete))
         .route("/v1/groups/{group}/resize", post(groups::resize))
         .route("/v1/groups/{group}/restart", post(groups::restart))
+        .route("/v1/groups/{group}/update", post(groups::update))
         .route("/v1/groups/{group}/watch", get(groups::watch))
         .route("/v1/groups/{group}/exec", get(groups::exec))
         .route("/v1/groups/{group}/logs", get(groups::logs))

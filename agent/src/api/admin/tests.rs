@@ -125,6 +125,28 @@ async fn groups_are_created_listed_and_deleted() {
 }
 
 #[tokio::test]
+async fn groups_are_updated() {
+    let agent = start().await;
+    call(&agent, Method::POST, "/v1/groups", "application/yaml", POD).await;
+    let update = async |body: &str| {
+        let path = "/v1/groups/db/update";
+        call(&agent, Method::POST, path, "application/yaml", body).await
+    };
+    let (status, body) = update(POD).await;
+    let updated: wire::Updated = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, updated.changed), (200, false));
+    let (_, body) = update(&POD.replace("busybox", "other")).await;
+    let updated: wire::Updated = serde_json::from_str(&body).unwrap();
+    assert!(updated.changed);
+    let (_, body) = get(&agent, "/v1/groups/db").await;
+    let group: crate::group::status::Group = serde_json::from_str(&body).unwrap();
+    assert_eq!(group.spec.containers[0].image, "other");
+    let (status, body) = update(&POD.replace("name: c,", "")).await;
+    assert_eq!(status, 400);
+    assert!(body.contains("spec.containers[0].name"), "{body}");
+}
+
+#[tokio::test]
 async fn snapshots_are_taken_listed_restored_and_removed() {
     const SNAPSHOT: &str = "/v1/snapshots/snap-0000000000000000000a";
     let agent = start().await;

@@ -19,6 +19,15 @@ pub struct Created {
     pub namespace: String,
 }
 
+/// Reply to an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Updated {
+    /// The group's id.
+    pub id: GroupId,
+    /// It was something else before.
+    pub changed: bool,
+}
+
 /// Groups that go on from a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clones {

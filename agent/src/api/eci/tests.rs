@@ -250,6 +250,58 @@ async fn groups_are_captured_and_cloned() {
 }
 
 #[tokio::test]
+async fn groups_are_updated() {
+    let host = start().await;
+    let made_of = [
+        ("ContainerGroupName", "job"),
+        ("Container.1.Name", "c"),
+        ("Container.1.Image", "busybox"),
+        ("Container.1.Command.1", "sleep"),
+        ("Tag.1.Key", "team"),
+        ("Tag.1.Value", "a"),
+    ];
+    let (_, created) = call(&host, "CreateContainerGroup", &made_of).await;
+    let id = created["ContainerGroupId"].as_str().unwrap().to_owned();
+    let update = async |given: &[(&str, &str)]| {
+        let parameters = [&[("ContainerGroupId", id.as_str())], given].concat();
+        call(&host, "UpdateContainerGroup", &parameters).await
+    };
+    let given = [
+        ("UpdateType", "IncrementalUpdate"),
+        ("Container.1.Name", "c"),
+        ("Container.1.Image", "other"),
+    ];
+    assert_eq!(update(&given).await.0, 200);
+    let ids = format!("[\"{id}\"]");
+    let (_, described) = call(&host, "DescribeContainerGroups", &[("ContainerGroupIds", &ids)]).await;
+    let group = &described["ContainerGroups"][0];
+    assert_eq!(group["Containers"][0]["Image"], "other");
+    assert_eq!(group["Containers"][0]["Commands"], json!(["sleep"]));
+    assert_eq!(group["Tags"], json!([{"Key": "team", "Value": "a"}]));
+
+    // The same again is an error, unless it may be the same request again.
+    let (status, error) = update(&given).await;
+    assert_eq!((status, error["Code"].as_str()), (400, Some("NoNeedUpdate")));
+    let token = [&given[..], &[("ClientToken", "t-2")]].concat();
+    assert_eq!(update(&token).await.0, 200);
+
+    let (status, error) = update(&[("UpdateType", "Sometimes")]).await;
+    assert_eq!(status, 400, "{error}");
+    let text = error["Message"].as_str().unwrap();
+    assert!(text.contains("RenewUpdate, IncrementalUpdate"), "{text}");
+    // All mistakes at once.
+    let (_, error) = update(&[("Container.1.Name", "c"), ("Cpu", "x")]).await;
+    let text = error["Message"].as_str().unwrap();
+    assert!(
+        text.contains("Container.1.Image") && text.contains("Cpu"),
+        "{text}"
+    );
+    // A group that was made of a Pod has no parameters to be changed.
+    let (status, error) = call(&host, "UpdateContainerGroup", &[("ContainerGroupId", ID)]).await;
+    assert_eq!((status, error["Code"].as_str()), (403, Some("InvalidAction")));
+}
+
+#[tokio::test]
 async fn volumes_are_resized() {
     let host = start().await;
     let group = ("ContainerGroupId", ID);

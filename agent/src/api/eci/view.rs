@@ -23,6 +23,7 @@ pub(super) fn status(group: &Group) -> &'static str {
         Phase::Failed if group.status.started_at_ms.is_none() => "ScheduleFailed",
         Phase::Failed => "Failed",
         Phase::Restarting => "Restarting",
+        Phase::Updating => "Updating",
         Phase::Terminating => "Terminating",
     }
 }

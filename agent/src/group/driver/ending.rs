@@ -11,6 +11,7 @@ use crate::{
         lifecycle::Role,
         plan::{self, ContainerSeen, End, Seen},
         status::{EventKind, Phase},
+        update::Reach,
         view::{self, Situation},
     },
     parts::now_ms,
@@ -32,6 +33,11 @@ impl Driver {
             deleting: record.deleting.is_some(),
             releasing: self.releasing,
             restarting: record.restarting.is_some(),
+            renewing: self.reach() == Some(Reach::Sandbox),
+            leaving: match self.reach() {
+                Some(Reach::Containers(leaving)) => Some(leaving),
+                _ => None,
+            },
             failed: record.failed,
             deadline_ms,
             initialized: record.group.status.initialized,
@@ -59,6 +65,7 @@ impl Driver {
         Situation {
             deleting: seen.deleting,
             restarting: seen.restarting,
+            updating: self.record.update.is_some(),
             over: !alive && matches!(end, Some(End::Failed | End::Complete)),
             failed: end == Some(End::Failed),
         }
@@ -113,7 +120,7 @@ impl Driver {
     }
 
     /// What has ended is started again, at once.
-    fn begin_anew(&mut self, index: usize) {
+    pub(super) fn begin_anew(&mut self, index: usize) {
         if !self.containers[index].seen.is_done() {
             return;
         }
@@ -173,11 +180,15 @@ impl Driver {
 
     /// All containers have ended and begin anew.
     pub(super) fn reset(&mut self) {
+        let is_update = self.take_update();
         self.record.restarting = None;
         self.record.ending_since_ms = None;
         self.record.group.status.initialized = false;
         for index in 0..self.containers.len() {
             self.begin_anew(index);
+        }
+        if is_update {
+            self.tell_updated();
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Driver {
-    /// Begins to follow the containers, if there is one with probes or hooks.
+    /// Follows the containers, if there is one with probes or hooks, and they are not followed already.
     pub(super) fn follow_containers(&mut self) {
         self.follow_after(jobs::NEWS_INTERVAL);
     }
@@ -26,7 +26,9 @@ impl Driver {
             .containers
             .iter()
             .any(|spec| spec.lifecycle.is_followed());
-        if let Some(connection) = self.connection.clone().filter(|_| is_followed) {
+        let is_asked = self.following == Some(self.generation);
+        if let Some(connection) = self.connection.clone().filter(|_| is_followed && !is_asked) {
+            self.following = Some(self.generation);
             let after = self.record.news_after.unwrap_or(0);
             self.jobs
                 .spawn(jobs::follow(self.generation, connection, after, delay));
@@ -34,6 +36,9 @@ impl Driver {
     }
 
     pub(super) fn take_in_news(&mut self, generation: u32, news: Result<News>) {
+        if self.following == Some(generation) {
+            self.following = None;
+        }
         if generation != self.generation || self.sandbox != SandboxSeen::Running {
             return;
         }

@@ -5,6 +5,7 @@ mod lifecycle;
 pub mod params;
 #[cfg(test)]
 mod tests;
+pub mod update;
 mod volumes;
 
 use std::{cell::RefCell, collections::BTreeMap};
@@ -24,6 +25,23 @@ use super::{
 
 const NOT_YET: &str = "not supported yet";
 const GIB: u64 = 1 << 30;
+/// Parameters of a call that say nothing of the group.
+const PROTOCOL: [&str; 14] = [
+    "AccessKeyId",
+    "Action",
+    "ClientToken",
+    "DryRun",
+    "Format",
+    "RegionId",
+    "SecurityToken",
+    "Signature",
+    "SignatureMethod",
+    "SignatureNonce",
+    "SignatureType",
+    "SignatureVersion",
+    "Timestamp",
+    "Version",
+];
 
 /// Turns the parameters into a checked group.
 ///
@@ -139,6 +157,7 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
         fs_group: None,
         supplemental_groups: SupplementalGroups::default(),
         door: Door::Eci,
+        request: Some(params.without(&PROTOCOL)),
     };
     // What is missing was noted where it was read; don't say it twice.
     let said: Vec<_> = violations.0.iter().map(|v| v.field.clone()).collect();

@@ -3,7 +3,10 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashSet},
+    fmt,
 };
+
+use serde::{Deserialize, Serialize};
 
 use crate::group::{
     quantity::{self, QuantityError},
@@ -16,10 +19,19 @@ const MAX_DEPTH: usize = 16;
 const MAX_PARAMETERS: usize = 20_000;
 
 /// One level of the tree: a value, or named things below it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Params {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     value: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     below: BTreeMap<String, Params>,
+}
+
+impl fmt::Debug for Params {
+    /// Without values: there are secrets among them.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_set().entries(self.below.keys()).finish()
+    }
 }
 
 /// Why parameters can't be read at all.
@@ -126,6 +138,88 @@ impl Params {
         let node = self.below.entry(name.to_owned()).or_default();
         if node.value.is_none() {
             node.value = Some(value.to_owned());
+        }
+    }
+
+    /// The same without some top-level parameters.
+    #[must_use]
+    pub fn without(&self, names: &[&str]) -> Self {
+        let mut rest = self.clone();
+        rest.below.retain(|name, _| !names.contains(&name.as_str()));
+        rest
+    }
+
+    /// The top-level parameters of these names, where they are given.
+    #[must_use]
+    pub fn only(&self, names: &[&str]) -> Self {
+        let mut rest = self.clone();
+        rest.below.retain(|name, _| names.contains(&name.as_str()));
+        rest
+    }
+
+    /// Takes over each parameter that is given at the top, with all below it.
+    #[must_use]
+    pub fn replaced_by(&self, given: &Self) -> Self {
+        let mut all = self.clone();
+        all.below.extend(given.below.clone());
+        all
+    }
+
+    /// Takes over what is given and keeps the rest, at every level. A list is replaced as a whole, unless `keys` knows the
+    /// field its items are told apart by: then those of the same name are merged, and others follow.
+    #[must_use]
+    pub fn merged_with(&self, given: &Self, keys: &[(&str, &str)]) -> Self {
+        let mut all = self.clone();
+        if given.value.is_some() {
+            all.value.clone_from(&given.value);
+        }
+        for (name, given) in &given.below {
+            let key = keys.iter().find(|(list, _)| list == name);
+            let merged = match (all.below.get(name), key) {
+                (None, _) => given.clone(),
+                (Some(before), Some((_, key))) => before.list_merged_with(given, key),
+                (Some(_), None) if given.is_list() => given.clone(),
+                // Lists in items are never merged: their items have no names.
+                (Some(before), None) => before.merged_with(given, &[]),
+            };
+            all.below.insert(name.clone(), merged);
+        }
+        all
+    }
+
+    fn is_list(&self) -> bool {
+        !self.below.is_empty() && self.below.keys().all(|name| name.parse::<u32>().is_ok())
+    }
+
+    /// The items of a list in their order.
+    fn items(&self) -> Vec<&Self> {
+        let mut items: Vec<_> = self
+            .below
+            .iter()
+            .filter_map(|(name, item)| Some((name.parse::<u32>().ok()?, item)))
+            .collect();
+        items.sort_by_key(|(index, _)| *index);
+        items.into_iter().map(|(_, item)| item).collect()
+    }
+
+    fn list_merged_with(&self, given: &Self, key: &str) -> Self {
+        if !given.is_list() {
+            return given.clone();
+        }
+        let mut all: Vec<Self> = self.items().into_iter().cloned().collect();
+        for item in given.items() {
+            let same = |before: &&mut Self| item.get(key).is_some() && before.get(key) == item.get(key);
+            match all.iter_mut().find(same) {
+                Some(before) => *before = before.merged_with(item, &[]),
+                None => all.push(item.clone()),
+            }
+        }
+        let numbered = all.into_iter().enumerate();
+        Self {
+            value: None,
+            below: numbered
+                .map(|(index, item)| ((index + 1).to_string(), item))
+                .collect(),
         }
     }
 

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use proptest::prelude::*;
 
@@ -14,6 +14,8 @@ fn of_roles(roles: &[Role]) -> Seen {
         deleting: false,
         releasing: false,
         restarting: false,
+        renewing: false,
+        leaving: None,
         failed: false,
         deadline_ms: None,
         initialized: false,
@@ -147,6 +149,45 @@ fn a_restart_ends_all_and_begins_anew_in_the_same_sandbox() {
 }
 
 #[test]
+fn a_restart_in_a_new_sandbox_stops_the_old_one_before() {
+    let mut seen = running(&[(Role::App, RUNS)]);
+    (seen.restarting, seen.renewing) = (true, true);
+    assert_eq!(plan(&seen), [Action::Kill(0)]);
+    seen.containers[0].1 = WELL;
+    assert_eq!(plan(&seen), [Action::StopSandbox]);
+    seen.sandbox = SandboxSeen::Stopping;
+    assert_eq!(plan(&seen), []);
+    seen.sandbox = SandboxSeen::Absent { not_before_ms: 99 };
+    assert_eq!(plan(&seen), [Action::Reset]);
+}
+
+#[test]
+fn an_update_ends_what_it_changes_and_nothing_else() {
+    let mut seen = running(&[
+        (Role::App, RUNS),
+        (Role::App, RUNS),
+        (Role::App, ContainerSeen::Pulled),
+    ]);
+    seen.initialized = true;
+    seen.leaving = Some(BTreeSet::from([1, 2]));
+    // What leaves is not started; what stays goes on as ever.
+    assert_eq!(plan(&seen), [Action::Kill(1)]);
+    seen.containers[1].1 = ContainerSeen::Killing;
+    seen.containers[0].1 = ContainerSeen::Idle { not_before_ms: 0 };
+    assert_eq!(plan(&seen), [Action::Pull(0)]);
+    // It may be all there is to do: the group does not end before it is updated.
+    seen.containers[0].1 = WELL;
+    seen.containers[1].1 = WELL;
+    assert_eq!(end(&seen), None);
+    assert_eq!(plan(&seen), [Action::Apply]);
+    seen.leaving = Some(BTreeSet::new());
+    seen.containers[0].1 = ContainerSeen::Idle { not_before_ms: 0 };
+    assert_eq!(plan(&seen), [Action::Apply], "nothing ends for it");
+    seen.deleting = true;
+    assert_eq!(plan(&seen), [Action::StopSandbox]);
+}
+
+#[test]
 fn a_group_fails_at_its_deadline() {
     let mut seen = running(&[(Role::App, RUNS)]);
     seen.deadline_ms = Some(10);
@@ -231,6 +272,10 @@ impl World {
                     self.reset();
                     self.busy.remove(&action);
                 }
+                Action::Apply => {
+                    self.apply();
+                    self.busy.remove(&action);
+                }
                 Action::Release => {
                     assert!(self.seen.deleting && matches!(self.seen.sandbox, SandboxSeen::Absent { .. }));
                     self.seen.releasing = true;
@@ -260,11 +305,44 @@ impl World {
 
     fn reset(&mut self) {
         assert!(!self.seen.containers.iter().any(|(_, c)| c.is_alive()));
-        self.seen.restarting = false;
+        if self.seen.renewing {
+            assert!(
+                matches!(self.seen.sandbox, SandboxSeen::Absent { .. }),
+                "the old sandbox is there"
+            );
+        }
+        (self.seen.restarting, self.seen.renewing) = (false, false);
+        self.seen.leaving = None;
         self.seen.initialized = false;
         for (_, seen) in &mut self.seen.containers {
             if seen.is_done() {
                 *seen = ContainerSeen::Idle { not_before_ms: 0 };
+            }
+        }
+    }
+
+    /// Some of the group's work is to be another one.
+    fn update(&mut self, pick: usize) {
+        let works = self.seen.containers.iter().map(|(role, _)| *role == Role::App);
+        let apps: Vec<usize> = works
+            .enumerate()
+            .filter(|(_, app)| *app)
+            .map(|(index, _)| index)
+            .collect();
+        if !self.seen.restarting && self.seen.leaving.is_none() {
+            self.seen.leaving = Some(apps.into_iter().filter(|index| pick >> index & 1 == 1).collect());
+        }
+    }
+
+    fn apply(&mut self) {
+        let leaving = self.seen.leaving.take().unwrap();
+        for index in leaving {
+            assert!(
+                !self.seen.containers[index].1.is_alive(),
+                "{index} is updated while it is there"
+            );
+            if self.seen.containers[index].1 != ContainerSeen::Pulling {
+                self.set(index, ContainerSeen::Idle { not_before_ms: 0 });
             }
         }
     }
@@ -316,7 +394,7 @@ impl World {
             Action::Pull(index) => self.set(index, ContainerSeen::Pulled),
             Action::Start(index) => self.set(index, ContainerSeen::Running { has_started: false }),
             Action::Kill(index) => self.set(index, ContainerSeen::Done { well: !fails }),
-            Action::Expire | Action::Reset | Action::Release | Action::WakeAt(_) => {}
+            Action::Expire | Action::Reset | Action::Apply | Action::Release | Action::WakeAt(_) => {}
         }
     }
 
@@ -347,7 +425,9 @@ proptest! {
             match what {
                 0 if world.seen.sandbox == SandboxSeen::Running => world.die(),
                 1 => world.seen.restarting = true,
-                2..6 => world.live(pick, fails),
+                2 => (world.seen.restarting, world.seen.renewing) = (true, true),
+                3 => world.update(pick),
+                4..8 => world.live(pick, fails),
                 _ => world.finish_one(pick, fails),
             }
         }
@@ -374,14 +454,15 @@ proptest! {
     fn what_was_begun_is_not_begun_again(
         containers in prop::collection::vec((role(), state()), 1..6),
         sandbox in sandbox(),
-        flags in any::<[bool; 4]>(),
+        flags in any::<[bool; 5]>(),
+        leaving in prop::option::of(prop::collection::btree_set(0usize..1, 0..2)),
         now_ms in 0u64..3,
     ) {
-        let [deleting, restarting, failed, initialized] = flags;
+        let [deleting, restarting, failed, initialized, renewing] = flags;
         let mut world = World::new(&[Role::App]);
         world.seen = Seen {
             now_ms, deleting, restarting, failed, initialized, sandbox, containers,
-            releasing: false, deadline_ms: Some(2),
+            releasing: false, deadline_ms: Some(2), leaving, renewing: renewing && restarting,
         };
         let alive = world.seen.containers.iter().any(|(_, c)| c.is_alive());
         // A sandbox that is not there has nothing alive.
@@ -403,6 +484,7 @@ impl World {
                 Action::Kill(index) => self.set(index, ContainerSeen::Killing),
                 Action::Expire => self.seen.failed = true,
                 Action::Reset => self.reset(),
+                Action::Apply => self.apply(),
                 Action::Release => self.seen.releasing = true,
                 Action::WakeAt(_) => {}
             }

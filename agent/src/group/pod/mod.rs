@@ -311,6 +311,7 @@ fn convert(
         fs_group,
         supplemental_groups,
         door: Door::Pod,
+        request: None,
         name,
         annotations,
     }

@@ -20,7 +20,7 @@ pub(super) async fn perform(call: &Call<'_>) -> ActionResult {
     // The engine answers a known token with the group of that time, whatever is asked now.
     if token.is_some()
         && let Ok(group) = engine.get(&id).await
-        && group.spec != spec
+        && group.spec.request != spec.request
     {
         return Err(ApiError::new(
             400,

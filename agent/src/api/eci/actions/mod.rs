@@ -17,6 +17,7 @@ mod resize_container_group_volume;
 mod restart_container_group;
 mod restore_container_group;
 mod selection;
+mod update_container_group;
 
 use futures_util::future::BoxFuture;
 
@@ -71,6 +72,9 @@ const ACTIONS: &[(&str, Action)] = &[
     }),
     ("RestoreContainerGroup", |call| {
         Box::pin(restore_container_group::perform(call))
+    }),
+    ("UpdateContainerGroup", |call| {
+        Box::pin(update_container_group::perform(call))
     }),
 ];
 
