@@ -819,7 +819,7 @@ impl Driver {
             self.record.containers[index].done = true;
             let status = &mut self.record.group.status.containers[index];
             status.ready = role == Role::Init && well;
-            if role == Role::Init && !well && !self.is_stopped() {
+            if role == Role::Init && !well && !self.is_stopped() && reason != view::SANDBOX_DIED {
                 self.init_failed(index);
             }
             return;

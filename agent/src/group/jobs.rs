@@ -42,6 +42,8 @@ pub(super) const NEWS_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) const NEWS_RETRY: Duration = Duration::from_secs(10);
 /// From the end of a container to what its watch finds out about it.
 const END_MARGIN: Duration = Duration::from_secs(30);
+/// From the end of a VM, which breaks calls to its guest off, to where its shim knows.
+const END_NOTICE: Duration = Duration::from_secs(2);
 /// Exit status of a process that SIGKILL ended.
 const KILLED: i32 = 137;
 /// State of a sandbox that takes containers, in the shim's words.
@@ -114,7 +116,24 @@ impl Run {
     /// Creates and starts the container.
     pub(super) async fn start(self, image: Arc<LocalImage>) -> Outcome {
         let result = self.try_start(image).await;
-        Outcome::Started(self.name().to_owned(), self.run, result)
+        match result {
+            // It is the sandbox that has ended, which has its own outcome with the reason.
+            Err(error) if self.sandbox_has_ended(&error).await => {
+                Outcome::Ended(self.name().to_owned(), self.run, Err(error))
+            }
+            result => Outcome::Started(self.name().to_owned(), self.run, result),
+        }
+    }
+
+    /// Whether it was for this that a container did not start.
+    async fn sandbox_has_ended(&self, error: &Error) -> bool {
+        if error.kind == ErrorKind::Unavailable
+            && timeout(END_NOTICE, self.connection.wait_sandbox()).await.is_ok()
+        {
+            return true;
+        }
+        let status = self.connection.sandbox_status().await;
+        !matches!(status, Ok((state, _)) if state == SANDBOX_READY)
     }
 
     async fn try_start(&self, image: Arc<LocalImage>) -> Result<u64> {

@@ -38,6 +38,18 @@ fn main() -> ExitCode {
     };
     let trials = vec![
         trial(
+            "a_killed_shim_ends_a_group_that_is_not_restarted",
+            matrix::a_killed_shim_ends_a_group_that_is_not_restarted,
+        ),
+        trial(
+            "a_killed_vmm_ends_a_group_that_is_not_restarted",
+            matrix::a_killed_vmm_ends_a_group_that_is_not_restarted,
+        ),
+        trial(
+            "a_killed_vmm_is_a_failure_to_start_again_after",
+            matrix::a_killed_vmm_is_a_failure_to_start_again_after,
+        ),
+        trial(
             "a_killed_agent_loses_nothing",
             matrix::a_killed_agent_loses_nothing,
         ),

@@ -70,10 +70,16 @@ fn phase(group: &Value) -> &str {
     group["status"]["phase"].as_str().unwrap_or_default()
 }
 
+fn runs(group: &Value, index: usize) -> bool {
+    group["status"]["containers"][index]["state"]["Running"].is_object()
+}
+
+fn died(group: &Value, index: usize) -> bool {
+    group["status"]["containers"][index]["state"]["Terminated"]["reason"] == "SandboxDied"
+}
+
 fn all_run(group: &Value) -> bool {
-    let containers = group["status"]["containers"].as_array().unwrap();
-    let run = |index: usize| containers[index]["state"]["Running"].is_object();
-    phase(group) == "Running" && run(0) && run(1)
+    phase(group) == "Running" && runs(group, 0) && runs(group, 1)
 }
 
 /// What the documentation says a group may come to when its sandbox died under it.
@@ -85,7 +91,9 @@ fn is_documented(group: &Value, victim: Victim, restart_policy: &str) -> bool {
         // The start of a sandbox broke off: it is tried again after a while.
         _ if phase(group) == "Pending" => reason == "SandboxStartFailed",
         // Its containers ran and are started again, in a new sandbox: after a while when it happened before.
-        (_, "Always") => reason == "SandboxDied" && waits_again(group),
+        (_, "Always" | "OnFailure") => reason == "SandboxDied" && waits_again(group),
+        // What an update begins anew runs, beside what died and is not started again.
+        (_, _) if runs(group, 1) => died(group, 0),
         (_, _) => phase(group) == "Failed" && reason == "SandboxDied",
     }
 }
@@ -208,6 +216,18 @@ fn every_moment(victim: Victim, restart_policy: &'static str) {
 
 pub(crate) fn a_killed_agent_loses_nothing() {
     every_moment(Victim::Agent, "Always");
+}
+
+pub(crate) fn a_killed_shim_ends_a_group_that_is_not_restarted() {
+    every_moment(Victim::Shim, "Never");
+}
+
+pub(crate) fn a_killed_vmm_ends_a_group_that_is_not_restarted() {
+    every_moment(Victim::Vmm, "Never");
+}
+
+pub(crate) fn a_killed_vmm_is_a_failure_to_start_again_after() {
+    every_moment(Victim::Vmm, "OnFailure");
 }
 
 pub(crate) fn a_killed_shim_costs_one_sandbox() {
