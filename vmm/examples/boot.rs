@@ -109,7 +109,7 @@ fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Options, Failure> 
                     "--save" => options.save = Some(value.into()),
                     "--from" => {
                         options.from = Some(value.into());
-                        options.config.origin = Origin::Snapshot;
+                        options.config.origin = Origin::Snapshot { with_written: false };
                     }
                     "--memory" => options.config.memory_mib = text.parse()?,
                     "--args" => options.config.kernel_args = text,

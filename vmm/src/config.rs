@@ -54,7 +54,10 @@ pub enum Origin {
     /// The kernel is booted.
     Boot,
     /// The guest goes on where a snapshot was taken. It finds another VM generation id there.
-    Snapshot,
+    Snapshot {
+        /// A list of pages that it is known to write to is passed too ([`crate::memory::written`]).
+        with_written: bool,
+    },
 }
 
 /// The virtio-net device.
@@ -106,6 +109,8 @@ pub enum FdRole {
     SnapshotState,
     /// The memory in a snapshot; present when the guest is restored.
     SnapshotMemory,
+    /// The list of pages that its guest writes to; present when `with_written`.
+    SnapshotWritten,
     /// Where the guest's serial console is written (append).
     Console,
     /// The tap, opened with `IFF_NO_PI | IFF_VNET_HDR`; present when `net` is.

@@ -40,6 +40,8 @@ pub enum OriginFiles {
         state: File,
         /// Memory.
         memory: File,
+        /// Which pages the guest writes to.
+        written: Option<File>,
     },
 }
 
@@ -81,9 +83,13 @@ impl Resources {
                     kernel: next(FdRole::Kernel)?.into(),
                     initrd: next(FdRole::Initrd)?.into(),
                 },
-                Origin::Snapshot => OriginFiles::Snapshot {
+                Origin::Snapshot { with_written } => OriginFiles::Snapshot {
                     state: next(FdRole::SnapshotState)?.into(),
                     memory: next(FdRole::SnapshotMemory)?.into(),
+                    written: with_written
+                        .then(|| next(FdRole::SnapshotWritten))
+                        .transpose()?
+                        .map(File::from),
                 },
             },
             console: next(FdRole::Console)?.into(),
@@ -155,6 +161,30 @@ mod tests {
         assert_eq!(resources.vhost_net.unwrap().as_raw_fd(), numbers[5]);
         assert_eq!(resources.read_only[1].as_raw_fd(), numbers[7]);
         assert_eq!(resources.read_write[0].as_raw_fd(), numbers[8]);
+    }
+
+    #[test]
+    fn a_list_of_written_pages_comes_third() {
+        let passed = fds(6);
+        let third = passed[3].as_raw_fd();
+        let with = |with_written| VmConfig {
+            origin: Origin::Snapshot { with_written },
+            ..config(false, false, 0)
+        };
+        let resources = Resources::assign(&with(true), passed).unwrap();
+        let OriginFiles::Snapshot {
+            written: Some(written),
+            ..
+        } = resources.origin
+        else {
+            panic!("{:?}", resources.origin);
+        };
+        assert_eq!(written.as_raw_fd(), third);
+        let without = Resources::assign(&with(false), fds(5)).unwrap();
+        assert!(matches!(
+            without.origin,
+            OriginFiles::Snapshot { written: None, .. }
+        ));
     }
 
     #[test]

@@ -142,7 +142,7 @@ impl Machine {
             }]
         });
         let config = VmConfig {
-            origin: snapshot.map_or(Origin::Boot, |_| Origin::Snapshot),
+            origin: snapshot.map_or(Origin::Boot, |_| Origin::Snapshot { with_written: false }),
             n_vcpus: N_VCPUS,
             n_possible_vcpus: N_VCPUS,
             memory_mib: size.memory_mib,

@@ -5,3 +5,4 @@ pub mod network;
 pub mod rootfs;
 pub mod slices;
 pub mod volumes;
+pub mod written;

@@ -56,6 +56,8 @@ pub struct Driver {
     standby: Option<StandBy>,
     /// A snapshot is being taken: nothing new begins.
     pub(super) is_capturing: bool,
+    /// What the guest writes to at first was looked at.
+    pub(super) has_recorded_pages: bool,
     host: HostConfig,
     pub(super) spec: Option<SandboxSpec>,
     cancel_start: Option<oneshot::Sender<()>>,
@@ -93,6 +95,7 @@ pub(super) fn spawn(
         vm: None,
         standby: None,
         is_capturing: false,
+        has_recorded_pages: false,
         host,
         spec: None,
         cancel_start: None,

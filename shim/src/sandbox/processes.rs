@@ -8,7 +8,7 @@ use super::{
     container::{Container, Process},
     driver::{Driver, Reply, complete, killed, refused},
     snapshot::{CapturedContainer, SnapshotRecord},
-    spec::{ContainerSpec, ExecSpec, check_id},
+    spec::{ContainerSpec, ExecSpec, MEMORY_FILE, StartKind, WRITTEN_FILE, check_id},
     state::{ProcessEvent, ProcessState, SandboxState},
     status::{ProcessPhase, ProcessStatus, SandboxStatus},
     steps,
@@ -17,7 +17,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     events::TaskEvent,
     guest::{CallError, ContainerStats, Guest, ProcessEnd, ProcessKey},
-    resource::rootfs::ImageSlice,
+    resource::{rootfs::ImageSlice, written},
     stdio::copy::{Outputs, Streams},
     vmm::VmmClient,
 };
@@ -287,6 +287,25 @@ impl Driver {
         ))
     }
 
+    /// A process of the group runs: what its guest wrote to up to here, all those made from the same template will.
+    fn record_written_pages(&mut self) {
+        let Some(StartKind::Template { directory, .. }) = self.spec.as_ref().map(|spec| &spec.start) else {
+            return;
+        };
+        let is_from_template = self.vm.as_ref().is_some_and(|vm| vm.template_refused.is_none());
+        if !is_from_template || std::mem::replace(&mut self.has_recorded_pages, true) {
+            return;
+        }
+        let (memory, list) = (directory.join(MEMORY_FILE), directory.join(WRITTEN_FILE));
+        let pid = self.vmm_pid();
+        // Nobody waits for it, and without it guests are only slower.
+        drop(tokio::task::spawn_blocking(move || {
+            if let Err(error) = written::record(pid, &memory, &list) {
+                tracing::warn!(%error, "no list of the pages that guests of this template write to");
+            }
+        }));
+    }
+
     fn process_started(
         &mut self,
         key: ProcessKey,
@@ -325,6 +344,7 @@ impl Driver {
             pid,
         });
         drop(reply.send(Ok(pid)));
+        self.record_written_pages();
         let sandbox = self.subscribe_status();
         self.begin(watch_end(key, outputs, guest, client, sandbox));
     }

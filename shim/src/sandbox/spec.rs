@@ -74,6 +74,8 @@ pub enum StartKind {
 pub const STATE_FILE: &str = "state";
 /// Its memory.
 pub const MEMORY_FILE: &str = "memory";
+/// In a template: which pages of its memory the first guest that was made from it has written to.
+pub const WRITTEN_FILE: &str = "written";
 
 impl StartKind {
     /// vCPUs that the guest is to know of, when `n_vcpus` are to run.

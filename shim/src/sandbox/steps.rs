@@ -20,7 +20,7 @@ use super::{
     snapshot::{self, CapturedContainer, SCRATCH_FILE, Shape, SnapshotRecord},
     spec::{
         ContainerSpec, ExecSpec, MAX_SPEC_BYTES, MEMORY_FILE, STATE_FILE, SandboxSpec, StartKind,
-        check_terminal,
+        WRITTEN_FILE, check_terminal,
     },
 };
 use crate::{
@@ -318,7 +318,7 @@ impl Begin<'_> {
     fn origin(&self) -> Origin {
         match self {
             Self::Boot => Origin::Boot,
-            Self::Template(_) | Self::Snapshot(..) => Origin::Snapshot,
+            Self::Template(_) | Self::Snapshot(..) => Origin::Snapshot { with_written: false },
         }
     }
 
@@ -550,10 +550,16 @@ fn prepare(
         .open(&console_path)
         .map_err(|error| Error::io(format!("open {}", console_path.display()), error))?;
     let mut fds: Vec<OwnedFd> = vec![open(&host.kvm_path, true)?.into()];
+    let mut origin = begin.origin();
     match begin {
         Begin::Template(directory) | Begin::Snapshot(directory, _) => {
             fds.push(open(&directory.join(STATE_FILE), false)?.into());
             fds.push(open(&directory.join(MEMORY_FILE), false)?.into());
+            // Nobody has made a list before the first guest of a template wrote to something.
+            if let (Begin::Template(_), Ok(written)) = (begin, File::open(directory.join(WRITTEN_FILE))) {
+                fds.push(written.into());
+                origin = Origin::Snapshot { with_written: true };
+            }
         }
         Begin::Boot => {
             fds.push(open(&spec.kernel_path, false)?.into());
@@ -606,7 +612,7 @@ fn prepare(
         (Begin::Boot, _) => (spec.n_vcpus, spec.n_vcpus),
     };
     let config = VmConfig {
-        origin: begin.origin(),
+        origin,
         n_vcpus,
         n_possible_vcpus,
         memory_mib: u64::from(spec.memory_mib),

@@ -85,7 +85,7 @@ impl FakeVm {
         while let Ok((command, fds)) = self.socket.recv() {
             match command {
                 Command::Start(config) => {
-                    let is_snapshot = config.origin == Origin::Snapshot;
+                    let is_snapshot = matches!(config.origin, Origin::Snapshot { .. });
                     *self.started.lock().unwrap() = Some((*config, fds.len()));
                     if behaviour == Behaviour::RefusesStart {
                         return self.end(ExitReason::StartFailed {

@@ -221,7 +221,11 @@ pub fn build(
     };
     let (chassis, vcpus) = match origin {
         OriginFiles::Boot { kernel, initrd } => ground.boot(kernel, initrd, for_devices)?,
-        OriginFiles::Snapshot { state, memory } => ground.restore(&state, &memory, for_devices)?,
+        OriginFiles::Snapshot {
+            state,
+            memory,
+            written,
+        } => ground.restore(&state, &memory, written.as_ref(), for_devices)?,
     };
     let Chassis {
         kvm,

@@ -11,7 +11,7 @@ use vm_memory::Bytes;
 use super::{BuildError, Chassis, DeviceResources, Ground, host, new_generation_id};
 use crate::arch::{layout, regs};
 use crate::kvm::{self, VcpuState};
-use crate::memory::{MemoryError, image};
+use crate::memory::{MemoryError, image, written};
 use crate::snapshot::{MachineState, SnapshotError};
 
 /// Reads a file from its start, wherever its descriptor stands: the position is shared with all other VMMs that were given
@@ -42,6 +42,7 @@ impl Ground<'_> {
         &self,
         state: &File,
         memory: &File,
+        written: Option<&File>,
         resources: DeviceResources,
     ) -> Result<(Chassis, Vec<kvm::Vcpu>), BuildError> {
         let (kvm, (state, memory)) = self.create_vm_beside(|| {
@@ -54,6 +55,12 @@ impl Ground<'_> {
                 .chain(hotplug)
                 .collect();
             let memory = image::map(&ranges, memory, &state.data).map_err(BuildError::Memory)?;
+            if let Some(list) = written
+                && let Err(error) = written::populate(&memory, list)
+            {
+                // Only slower: each page comes when the guest writes to it.
+                eprintln!("the list of written pages is of no use: {error}");
+            }
             Ok((state, memory))
         })?;
         memory

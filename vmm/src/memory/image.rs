@@ -105,10 +105,11 @@ fn use_huge_pages(file: &File, ranges: Vec<DataRange>, region_ends: &[u64]) -> V
             .any(|end| (offset + 1..offset + HUGE_BYTES).contains(end))
     };
     content.retain(|offset, bytes| *bytes >= HUGE_CONTENT_BYTES && !crosses_end(*offset));
-    // The first that fails says that this is no file in memory, or that the host has no huge pages to give: small ones do.
+    // Where this is no file in memory none can be made; in one, a page that can't be for the moment says nothing of the next.
+    // Small pages do as well.
     let is_huge: BTreeSet<u64> = content
         .into_keys()
-        .take_while(|offset| mapping::collapse(file.as_fd(), *offset).is_ok())
+        .filter(|offset| mapping::collapse(file.as_fd(), *offset).is_ok())
         .collect();
     let mut longer = Vec::with_capacity(ranges.len());
     for range in ranges {

@@ -87,6 +87,27 @@ pub(super) fn collapse(file: BorrowedFd<'_>, file_offset: u64) -> io::Result<()>
     collapsed
 }
 
+/// Gives a part of a region pages of this process's own, with the content it shows. Linux 5.14 and later can.
+///
+/// # Errors
+/// A range outside of the region or not of whole pages; those of madvise(2) for `MADV_POPULATE_WRITE`, and then some pages may
+/// be there.
+pub(super) fn populate(region: &MmapRegion, offset: usize, length: usize) -> io::Result<()> {
+    let is_inside = offset.checked_add(length).is_some_and(|end| end <= region.size());
+    let is_whole = [offset, length].iter().all(|n| n.is_multiple_of(PAGE_BYTES));
+    if !is_inside || !is_whole {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let start = region.as_ptr().wrapping_add(offset).cast();
+    // SAFETY: the range is inside of a mapping that `anonymous` made (checked above), and the call changes no content.
+    let result = unsafe { libc::madvise(start, length, libc::MADV_POPULATE_WRITE) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Which pages of a region may have content: one entry a page. Those of a private file that are in the page cache count too.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 mod discard;
 pub mod image;
 mod mapping;
+pub mod written;
 
 pub use discard::{DiscardError, PAGE_BYTES, discard};
 use vm_memory::mmap::MmapRegionError;

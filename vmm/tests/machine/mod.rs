@@ -66,7 +66,7 @@ impl Machine {
     #[allow(dead_code, reason = "not every test program takes snapshots")]
     pub(crate) fn restore(snapshot: &[File; 2], config: VmConfig) -> Self {
         let config = VmConfig {
-            origin: Origin::Snapshot,
+            origin: Origin::Snapshot { with_written: false },
             ..config
         };
         Self::launch(config, snapshot)

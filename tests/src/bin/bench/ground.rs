@@ -42,6 +42,7 @@ const STUB: &str = "/stub";
 const EMPTY: &str = "/empty";
 const SNAPSHOT_STATE: &str = "/snapshot.state";
 const SNAPSHOT_MEMORY: &str = "/snapshot.memory";
+pub(crate) const SNAPSHOT_WRITTEN: &str = "/snapshot.written";
 /// What QEMU may read when it starts a microvm machine.
 const QEMU_DATA: [&str; 5] = [
     "bios-microvm.bin",
@@ -145,7 +146,7 @@ impl Ground {
         let files = [SNAPSHOT_STATE, SNAPSHOT_MEMORY];
         running.take_snapshot(files.map(Path::new))?;
         Ok(Guest {
-            origin: Origin::Snapshot,
+            origin: Origin::Snapshot { with_written: false },
             files,
             ..guest
         })

@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use vmm::config::{Origin, VmConfig};
 use vmm::control::{self, Command, Event, ExitReason, OwnerSocket};
 
-use crate::ground::{Guest, KERNEL_ARGS, MEMORY_MIB, QEMU, VMM};
+use crate::ground::{Guest, KERNEL_ARGS, MEMORY_MIB, QEMU, SNAPSHOT_WRITTEN, VMM};
 
 /// No start takes so long, however slow the host.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -97,7 +97,13 @@ fn order_start(owner: &OwnerSocket, guest: &Guest, console: &OwnedFd) -> Result<
         read_write_extents: Vec::new(),
         io_uring: true,
     };
-    let fds = [kvm.as_fd(), first.as_fd(), second.as_fd(), console.as_fd()];
+    let written = match guest.origin {
+        Origin::Snapshot { with_written: true } => Some(File::open(SNAPSHOT_WRITTEN)?),
+        _ => None,
+    };
+    let mut fds = vec![kvm.as_fd(), first.as_fd(), second.as_fd()];
+    fds.extend(written.as_ref().map(AsFd::as_fd));
+    fds.push(console.as_fd());
     owner.send(&Command::Start(Box::new(config)), &fds)?;
     Ok(())
 }
@@ -170,7 +176,7 @@ impl Running {
     pub(crate) fn wait_until_init_is_ready(&mut self) -> Result<()> {
         match self.origin {
             Origin::Boot => self.wait_for_connection(READY_PORT).map(drop),
-            Origin::Snapshot => Ok(()),
+            Origin::Snapshot { .. } => Ok(()),
         }
     }
 
