@@ -16,7 +16,7 @@ use crate::{
     error::{Context, Error, ErrorKind, Result},
     events::Events,
     reaper::Reaper,
-    storage::{AttachedVolume, File, Slice, Storage},
+    storage::{AttachedVolume, File, NfsVolume, Parts, Slice, Storage},
 };
 
 /// Most containers of a sandbox.
@@ -82,8 +82,22 @@ impl Containers {
     /// Prepares a container. On error nothing of it is left.
     ///
     /// # Errors
-    /// `AlreadyExists`, `InvalidArgument` for the specification, `ResourceExhausted`.
-    pub fn create(&self, id: &str, image: Slice, mut spec: spec::Spec, lifecycle: Lifecycle) -> Result<()> {
+    /// `AlreadyExists`, `InvalidArgument` for the specification, `ResourceExhausted`; `DeadlineExceeded` when the server of a
+    /// volume does not answer.
+    pub async fn create(&self, id: &str, image: Slice, spec: spec::Spec, lifecycle: Lifecycle) -> Result<()> {
+        let nfs = self.storage().nfs();
+        let parts = nfs.parts(&spec.mounts).await?;
+        self.make(id, image, spec, lifecycle, parts)
+    }
+
+    fn make(
+        &self,
+        id: &str,
+        image: Slice,
+        mut spec: spec::Spec,
+        lifecycle: Lifecycle,
+        parts: Parts,
+    ) -> Result<()> {
         if !is_id(id) {
             return Err(Error::invalid(format!(
                 "container_id is {id:?}: give 1 to 128 letters, digits, \"_\", \"-\" and \".\", first a letter or digit"
@@ -103,7 +117,7 @@ impl Containers {
             ));
         }
         let mut storage = self.storage();
-        let rootfs = storage.create_rootfs(id, image, &mut spec.mounts)?;
+        let rootfs = storage.create_rootfs(id, image, &mut spec.mounts, parts)?;
         let cgroup = match self.resources.hierarchy.create(id, &spec.linux.resources) {
             Ok(cgroup) => cgroup,
             Err(error) => {
@@ -150,6 +164,17 @@ impl Containers {
     /// As [`Storage::attach`].
     pub fn attach(&self, volume: AttachedVolume) -> Result<()> {
         self.storage().attach(volume)
+    }
+
+    /// Mounts a volume from a server.
+    ///
+    /// # Errors
+    /// As [`NfsVolumes::attach`](crate::storage::NfsVolumes::attach).
+    pub async fn attach_nfs(&self, volume: NfsVolume) -> Result<()> {
+        let generation = self.resources.identity_files.join("generation");
+        let client = fs::read_to_string(&generation).context(|| format!("read {}", generation.display()))?;
+        let nfs = self.storage().nfs();
+        nfs.attach(volume, client.trim_end()).await
     }
 
     /// Finds a container.

@@ -5,7 +5,7 @@
 use std::{
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -193,24 +193,26 @@ impl Sandbox {
         Ok(ids)
     }
 
-    /// Ends all containers, then unmounts the scratch slice and the attached volumes.
+    /// Ends all containers, then unmounts the volumes on servers, the scratch slice and the attached volumes.
     pub async fn shut_down(&self, grace: Duration) {
         if let Ok(containers) = self.containers() {
             containers.shut_down(grace).await;
         }
-        let mut storage = self.resources.storage.lock().expect("no panic while held");
+        let nfs = self.storage().nfs();
+        nfs.unmount_all().await;
+        let mut storage = self.storage();
         if let Err(error) = storage.unmount_all() {
             crate::log::failure("unmount the scratch slice", &error);
         }
     }
 
+    fn storage(&self) -> MutexGuard<'_, Storage> {
+        self.resources.storage.lock().expect("no panic while held")
+    }
+
     /// Where the scratch slice is mounted.
     #[must_use]
     pub fn scratch(&self) -> PathBuf {
-        self.resources
-            .storage
-            .lock()
-            .expect("no panic while held")
-            .scratch()
+        self.storage().scratch()
     }
 }

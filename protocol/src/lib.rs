@@ -48,9 +48,11 @@ pub const EMPTYDIR_MOUNT_TYPE: &str = "emptydir";
 pub const FILES_MOUNT_TYPE: &str = "files";
 /// Mount type of a volume that has a slice of its own, in an OCI spec handed to the guest.
 pub const VOLUME_MOUNT_TYPE: &str = "volume";
+/// Mount type of a volume on an NFS server, in an OCI spec handed to the guest.
+pub const NFS_MOUNT_TYPE: &str = "nfs";
 /// `type_url` of a [`sandbox::AttachVolume`] in `UpdateTaskRequest.resources`.
 pub const ATTACH_VOLUME_TYPE_URL: &str = "eci.sandbox.v1.AttachVolume";
-/// Most volumes of a sandbox that have slices of their own.
+/// Most volumes of a sandbox that have slices of their own, and most on NFS servers.
 pub const MAX_ATTACHED_VOLUMES: usize = 20;
 /// `type_url` of a [`guest::PutFilesRequest`] in `UpdateTaskRequest.resources`.
 pub const PUT_FILES_TYPE_URL: &str = "eci.guest.v1.PutFilesRequest";

@@ -15,7 +15,7 @@ use ttrpc::{Code, r#async::transport::Socket, context};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    resource::{slices::Slice, volumes::VolumeSpec},
+    resource::{slices::Slice, volumes::FileVolume},
     timestamp::{from_unix_nanos, unix_nanos},
 };
 
@@ -50,6 +50,8 @@ pub type GuestNews = api::GetEventsResponse;
 pub type SandboxStats = api::SandboxStatsResponse;
 /// A volume of files. Never printed: it may hold secrets.
 pub type VolumeFiles = api::PutFilesRequest;
+/// A directory of an NFS server, as the guest is told.
+pub type NfsDirectory = api::NfsDirectory;
 
 /// Names a process: the container's init (empty `exec_id`) or an exec.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -292,7 +294,7 @@ impl Guest {
     ///
     /// # Errors
     /// The guest refuses or does not answer.
-    pub async fn attach_volume(&self, volume: &VolumeSpec, slice: &Slice) -> Result<()> {
+    pub async fn attach_volume(&self, volume: &FileVolume, slice: &Slice) -> Result<()> {
         let request = api::AttachVolumeRequest {
             volume: volume.name.clone(),
             slice: MessageField::some(slice_message("vdb", "ext4", slice)),
@@ -300,10 +302,27 @@ impl Guest {
             gid: volume.gid,
             ..Default::default()
         };
+        self.attach(&request).await
+    }
+
+    /// Has the guest mount a volume from a server.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer.
+    pub async fn attach_nfs(&self, volume: String, directory: NfsDirectory) -> Result<()> {
+        let request = api::AttachVolumeRequest {
+            volume,
+            nfs: MessageField::some(directory),
+            ..Default::default()
+        };
+        self.attach(&request).await
+    }
+
+    async fn attach(&self, request: &api::AttachVolumeRequest) -> Result<()> {
         let context = context::with_duration(LONG_TIMEOUT);
         call(
             "attach a volume in the guest",
-            self.client.attach_volume(context, &request),
+            self.client.attach_volume(context, request),
         )
         .await?;
         Ok(())

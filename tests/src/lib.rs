@@ -5,6 +5,7 @@
 
 pub mod host;
 pub mod leftovers;
+pub mod nfs;
 pub mod pod;
 pub mod process;
 pub mod product;

@@ -103,6 +103,9 @@ fn main() -> ExitCode {
             a_full_volume_is_an_error_of_its_writer,
             a_disk_outlives_its_group_and_grows,
         },
+        nfs::{
+            groups_share_a_servers_files_and_bear_its_silence,
+        },
         doors::{
             the_official_sdk_drives_a_live_group,
         },

@@ -8,9 +8,10 @@ use k8s_openapi::{
         ContainerState as PodContainerState, ContainerStateRunning, ContainerStateTerminated,
         ContainerStateWaiting, ContainerStatus as PodContainerStatus, DownwardAPIVolumeSource,
         EmptyDirVolumeSource, EnvVar as PodEnvVar, EnvVarSource, FlexVolumeSource, HostAlias,
-        ObjectFieldSelector, Pod, PodCondition, PodDNSConfig, PodDNSConfigOption, PodIP, PodSecurityContext,
-        PodSpec, PodStatus, ProjectedVolumeSource, ResourceRequirements, SecretKeySelector,
-        SecretVolumeSource, SecurityContext, Sysctl, Volume, VolumeMount as PodVolumeMount,
+        NFSVolumeSource, ObjectFieldSelector, Pod, PodCondition, PodDNSConfig, PodDNSConfigOption, PodIP,
+        PodSecurityContext, PodSpec, PodStatus, ProjectedVolumeSource, ResourceRequirements,
+        SecretKeySelector, SecretVolumeSource, SecurityContext, Sysctl, Volume,
+        VolumeMount as PodVolumeMount,
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -319,6 +320,13 @@ fn volume(volume: &VolumeSpec) -> Volume {
             FileOrigin::Projected => shown.projected = Some(ProjectedVolumeSource::default()),
             FileOrigin::DownwardApi => shown.downward_api = Some(DownwardAPIVolumeSource::default()),
         },
+        VolumeSource::Nfs(nfs) => {
+            shown.nfs = Some(NFSVolumeSource {
+                path: nfs.path.clone(),
+                read_only: nfs.read_only.then_some(true),
+                server: nfs.server.clone(),
+            });
+        }
         VolumeSource::Disk(disk) => {
             shown.flex_volume = Some(FlexVolumeSource {
                 driver: disk::FLEX_DRIVER.into(),

@@ -166,6 +166,8 @@ pub struct Driver {
     releasing: bool,
     jobs: JoinSet<Outcome>,
     starting: Option<AbortHandle>,
+    /// Whether the group is to end.
+    ends: watch::Sender<bool>,
     commands: mpsc::Receiver<Command>,
     published: watch::Sender<Arc<Published>>,
 }
@@ -216,6 +218,7 @@ impl Driver {
             releasing: false,
             jobs: JoinSet::new(),
             starting: None,
+            ends: watch::Sender::new(false),
             commands,
             published,
         };
@@ -317,7 +320,10 @@ impl Driver {
     pub async fn run(mut self) -> watch::Sender<Arc<Published>> {
         loop {
             self.note_initialized();
-            let actions = plan::plan(&self.seen());
+            let seen = self.seen();
+            let (ends, actions) = (plan::end(&seen).is_some(), plan::plan(&seen));
+            self.ends
+                .send_if_modified(|before| std::mem::replace(before, ends) != ends);
             for action in &actions {
                 self.mark(*action);
             }
@@ -500,6 +506,7 @@ impl Driver {
             ip: self.record.ip,
             connection: self.connection.clone()?,
             is_captured: self.record.containers[index].is_captured,
+            ends: self.ends.subscribe(),
         })
     }
 
@@ -520,6 +527,11 @@ impl Driver {
             Outcome::Started(name, run, result) => {
                 if let Some(index) = self.current(&name, run, |seen| seen == ContainerSeen::Starting) {
                     self.started(index, result);
+                }
+            }
+            Outcome::NotMounted(name, run, error) => {
+                if let Some(index) = self.current(&name, run, |seen| seen == ContainerSeen::Starting) {
+                    self.not_mounted(index, &error);
                 }
             }
             Outcome::Ended(name, run, result) => {
@@ -768,6 +780,29 @@ impl Driver {
                 self.finish(index, 128, None, "StartError", message, now_ms());
             }
         }
+    }
+
+    /// Its volumes are tried again, whatever the restart policy: it never ran.
+    fn not_mounted(&mut self, index: usize, error: &Error) {
+        let kept = &mut self.record.containers[index];
+        kept.runs = kept.runs.saturating_sub(1);
+        kept.failures = kept.failures.saturating_add(1);
+        kept.not_before_ms = now_ms() + backoff::delay_ms(kept.failures);
+        self.containers[index].seen = ContainerSeen::Idle {
+            not_before_ms: kept.not_before_ms,
+        };
+        if self.is_ending() {
+            return;
+        }
+        let message = error.chain();
+        self.event(
+            EventKind::Warning,
+            view::MOUNT_FAILED,
+            message.clone(),
+            Some(index),
+        );
+        let status = &mut self.record.group.status.containers[index];
+        view::waiting(status, view::MOUNT_FAILED, message);
     }
 
     fn ended(&mut self, index: usize, ended: jobs::Ended) {

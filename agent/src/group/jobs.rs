@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     disk::DiskVolume,
@@ -60,6 +60,8 @@ pub(super) enum Outcome {
     Pulled(String, String, Result<LocalImage>),
     /// Since when it runs.
     Started(String, u32, Result<u64>),
+    /// Its volumes can't be mounted: nothing of this run has begun.
+    NotMounted(String, u32, Error),
     Ended(String, u32, Result<Ended>),
     /// All was done that can be done to end it.
     Killed(String, u32),
@@ -88,6 +90,8 @@ pub(super) struct Run {
     pub(super) connection: SandboxConnection,
     /// It runs in the sandbox already, which was made from a snapshot.
     pub(super) is_captured: bool,
+    /// The group is to end: servers of its volumes are not waited for.
+    pub(super) ends: watch::Receiver<bool>,
 }
 
 /// The id of a container's run in its sandbox.
@@ -114,7 +118,17 @@ impl Run {
     }
 
     /// Creates and starts the container.
-    pub(super) async fn start(self, image: Arc<LocalImage>) -> Outcome {
+    pub(super) async fn start(mut self, image: Arc<LocalImage>) -> Outcome {
+        if !self.is_captured
+            && let Err(error) = self.mount().await
+        {
+            let name = self.name().to_owned();
+            return if self.sandbox_has_ended(&error).await {
+                Outcome::Ended(name, self.run, Err(error))
+            } else {
+                Outcome::NotMounted(name, self.run, error)
+            };
+        }
         let result = self.try_start(image).await;
         match result {
             // It is the sandbox that has ended, which has its own outcome with the reason.
@@ -134,6 +148,25 @@ impl Run {
         }
         let status = self.connection.sandbox_status().await;
         !matches!(status, Ok((state, _)) if state == SANDBOX_READY)
+    }
+
+    /// Gives the sandbox the volumes that the container mounts.
+    async fn mount(&mut self) -> Result<()> {
+        let container = &self.spec.containers[self.index];
+        let attach = volumes::attach(
+            &self.parts,
+            &self.group_id,
+            &self.spec,
+            container,
+            &self.connection,
+        );
+        tokio::select! {
+            attached = phase("container_mount", attach) => attached,
+            // An error means that the driver is gone.
+            _ = self.ends.wait_for(|ends| *ends) => {
+                Err(Error::new(ErrorKind::FailedPrecondition, "the group ends"))
+            }
+        }
     }
 
     async fn try_start(&self, image: Arc<LocalImage>) -> Result<u64> {
@@ -157,15 +190,6 @@ impl Run {
             for volume in files::of_container(&self.spec, &self.spec.containers[self.index], &self.facts())? {
                 self.connection.put_files(&volume).await?;
             }
-            let container = &self.spec.containers[self.index];
-            volumes::attach(
-                &self.parts,
-                &self.group_id,
-                &self.spec,
-                container,
-                &self.connection,
-            )
-            .await?;
             let lifecycle = lifecycle::message(
                 &self.spec.containers[self.index].lifecycle,
                 self.spec.termination_grace_period_seconds,

@@ -13,6 +13,7 @@ pub mod files;
 pub mod images;
 mod jobs;
 pub mod lifecycle;
+pub mod nfs;
 pub mod plan;
 pub mod pod;
 pub mod quantity;

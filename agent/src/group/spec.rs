@@ -8,6 +8,7 @@ use super::disk::DiskVolume;
 use super::eci::params::Params;
 use super::files::{Content, FileVolume};
 use super::lifecycle::Lifecycle;
+use super::nfs::NfsVolume;
 
 /// A container group as wanted. Doors check it before the engine sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -216,6 +217,8 @@ pub enum VolumeSource {
     Files(FileVolume),
     /// A disk, which may outlive the group.
     Disk(DiskVolume),
+    /// A directory of an NFS server.
+    Nfs(NfsVolume),
 }
 
 /// DNS settings.

@@ -625,6 +625,7 @@ impl Check {
                         );
                     }
                 }
+                VolumeSource::Nfs(nfs) => nfs.check(&path, &mut self.found),
                 VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) => {}
             }
         }
@@ -719,7 +720,7 @@ pub(super) fn is_dns_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-fn is_dns_subdomain(text: &str) -> bool {
+pub(super) fn is_dns_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 
@@ -757,7 +758,7 @@ fn is_label_key(text: &str) -> bool {
     }
 }
 
-fn is_plain_path(text: &str) -> bool {
+pub(super) fn is_plain_path(text: &str) -> bool {
     !text.is_empty() && text.len() <= 4096 && !text.contains('\0') && text.split('/').all(|part| part != "..")
 }
 

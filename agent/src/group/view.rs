@@ -21,6 +21,8 @@ pub(crate) const INITIALIZING: &str = "PodInitializing";
 pub(super) const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
 /// An init container ended badly and is not run again.
 pub(super) const INIT_FAILED: &str = "InitContainerFailed";
+/// A container's volumes can't be mounted, and are tried again.
+pub(super) const MOUNT_FAILED: &str = "FailedMount";
 /// An image can't be pulled.
 const PULL_FAILED: &str = "ImagePullFailed";
 /// A container waits until its image may be asked for again.
@@ -160,22 +162,26 @@ fn apps<'a>(status: &'a GroupStatus, spec: &'a GroupSpec) -> impl Iterator<Item 
 }
 
 fn explain(status: &mut GroupStatus, spec: &GroupSpec) {
-    let pull = status
+    let setback = status
         .containers
         .iter()
         .find_map(|container| match &container.state {
-            ContainerState::Waiting { reason, message } if reason == PULL_BACK_OFF => Some(message.clone()),
+            ContainerState::Waiting { reason, message } => match reason.as_str() {
+                PULL_BACK_OFF => Some((PULL_FAILED, message.clone())),
+                MOUNT_FAILED => Some((MOUNT_FAILED, message.clone())),
+                _ => None,
+            },
             _ => None,
         });
-    match pull {
-        Some(message) => {
-            PULL_FAILED.clone_into(&mut status.reason);
+    match setback {
+        Some((reason, message)) => {
+            reason.clone_into(&mut status.reason);
             status.message = message;
         }
         None => {
             let all_run =
                 apps(status, spec).all(|container| matches!(container.state, ContainerState::Running { .. }));
-            if status.reason == PULL_FAILED || all_run {
+            if [PULL_FAILED, MOUNT_FAILED].contains(&status.reason.as_str()) || all_run {
                 status.reason.clear();
                 status.message.clear();
             }
@@ -290,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_pull_is_the_groups_reason_until_it_is_over() {
+    fn a_failed_pull_or_mount_is_the_groups_reason_until_it_is_over() {
         let spec = testing::group("g", 1);
         let mut status = GroupStatus::new(&spec, 1);
         waiting(&mut status.containers[0], PULL_BACK_OFF, "no such image".into());
@@ -301,6 +307,15 @@ mod tests {
         );
         pulled(&mut status.containers[0], CREATING);
         settle(&mut status, &spec, Situation::default(), 1);
+        assert_eq!(status.reason, "");
+        waiting(&mut status.containers[0], MOUNT_FAILED, "no such server".into());
+        settle(&mut status, &spec, Situation::default(), 1);
+        assert_eq!(
+            (status.reason.as_str(), status.message.as_str()),
+            ("FailedMount", "no such server")
+        );
+        running(&mut status.containers[0], &spec.containers[0], 2);
+        settle(&mut status, &spec, Situation::default(), 2);
         assert_eq!(status.reason, "");
     }
 }

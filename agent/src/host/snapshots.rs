@@ -8,7 +8,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     group::{
         driver::GroupHandle,
-        spec::GroupSpec,
+        spec::{GroupSpec, VolumeSource, VolumeSpec},
         status::{ContainerState, GroupId, Phase},
         validate::validate,
     },
@@ -55,6 +55,14 @@ impl Host {
             return refuse(format!(
                 "volume {} is a file of its own, which is not captured: valid are emptyDir without sizeLimit or in memory, \
                  and volumes of files",
+                volume.name
+            ));
+        }
+        let is_nfs = |volume: &&VolumeSpec| matches!(volume.source, VolumeSource::Nfs(_));
+        if let Some(volume) = group.spec.volumes.iter().find(is_nfs) {
+            return refuse(format!(
+                "volume {} is on a server, which would take a copy of the group for the group itself; valid: a group without \
+                 volumes on servers",
                 volume.name
             ));
         }

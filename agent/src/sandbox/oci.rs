@@ -414,6 +414,7 @@ fn volume_mounts(
             })?;
         let is_read_only = match &volume.source {
             VolumeSource::Disk(disk) => mount.read_only || disk.read_only,
+            VolumeSource::Nfs(nfs) => mount.read_only || nfs.read_only,
             VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) => mount.read_only,
         };
         let mut options = vec![if is_read_only { "ro" } else { "rw" }.to_owned()];
@@ -435,6 +436,7 @@ fn volume_mounts(
                 protocol::EMPTYDIR_MOUNT_TYPE
             }
             VolumeSource::Disk(_) => protocol::VOLUME_MOUNT_TYPE,
+            VolumeSource::Nfs(_) => protocol::NFS_MOUNT_TYPE,
             // Nobody writes to them, as in Kubernetes.
             VolumeSource::Files(_) => {
                 options = vec!["ro".to_owned(), "nosuid".to_owned()];
@@ -589,7 +591,10 @@ pub fn exec_process(container: &Spec, command: &[String], tty: bool) -> Result<P
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::group::spec::{EnvVar, Size, VolumeSpec, testing};
+    use crate::group::{
+        nfs::NfsVolume,
+        spec::{EnvVar, Size, VolumeSpec, testing},
+    };
 
     fn facts() -> GroupFacts {
         GroupFacts {
@@ -773,6 +778,40 @@ mod tests {
         let options = json!(["rw", "medium=memory", "size=1048576"]);
         assert_eq!(volume(true), [(json!("emptydir"), options)]);
         assert_eq!(volume(false), [(json!("volume"), json!(["rw"]))]);
+    }
+
+    #[test]
+    fn nobody_writes_to_a_servers_directory_when_volume_or_mount_says_so_and_it_keeps_its_group() {
+        let mut group = testing::group("g", 1);
+        group.fs_group = Some(2000);
+        for (volume, mount, expected) in [
+            (false, false, "rw"),
+            (true, false, "ro"),
+            (false, true, "ro"),
+            (true, true, "ro"),
+        ] {
+            group.volumes = vec![VolumeSpec {
+                name: "v".into(),
+                source: VolumeSource::Nfs(NfsVolume {
+                    server: "nas".into(),
+                    path: "/a".into(),
+                    read_only: volume,
+                }),
+            }];
+            group.containers[0].volume_mounts = vec![VolumeMount {
+                name: "v".into(),
+                mount_path: "/v".into(),
+                sub_path: Some("b".into()),
+                is_sub_path_expr: false,
+                read_only: mount,
+            }];
+            let spec =
+                container_spec(&group, &group.containers[0], "c", &resolved(&["x"]), &facts()).unwrap();
+            let value = serde_json::to_value(&spec).unwrap();
+            let made = value["mounts"].as_array().unwrap().last().unwrap();
+            assert_eq!(made["type"], "nfs");
+            assert_eq!(made["options"], json!([expected, "subpath=b"]));
+        }
     }
 
     #[test]

@@ -1,19 +1,31 @@
-//! Volumes of a group that are files of their own on the host, which become slices of its sandbox's disk.
+//! Volumes of a group that its sandbox has to be given: files of their own on the host, which become slices of its disk, and
+//! directories of NFS servers, which its guest mounts.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
 
-use protocol::sandbox::AttachVolume;
+use protocol::sandbox::{AttachVolume, NfsDirectory};
+use tokio::{net::lookup_host, time::timeout};
 
 use super::client::SandboxConnection;
 use crate::{
     error::{Error, ErrorKind, Result},
     group::{
         disk::DiskVolume,
+        nfs::NfsVolume,
         spec::{ContainerSpec, GroupSpec, VolumeSource, VolumeSpec},
         status::GroupId,
     },
     parts::HostParts,
 };
+
+/// For the name of a server to be looked up.
+const LOOKUP_DEADLINE: Duration = Duration::from_secs(10);
+/// RFC 7530, section 3.1.
+const NFS_PORT: u16 = 2049;
 
 /// Whether a volume is a file of its own.
 pub fn has_file(volume: &VolumeSpec) -> bool {
@@ -29,7 +41,7 @@ pub fn has_file(volume: &VolumeSpec) -> bool {
 /// Makes what a container mounts, and gives it to the sandbox; what is there already stays as it is.
 ///
 /// # Errors
-/// Those of the host's file system, the shim and the guest.
+/// Those of the host's file system, of the look-up of a server, of the shim and the guest; each names the volume.
 pub async fn attach(
     parts: &Arc<HostParts>,
     id: &GroupId,
@@ -41,21 +53,70 @@ pub async fn attach(
         let mut mounts = container.volume_mounts.iter();
         mounts.any(|mount| mount.name == volume.name)
     };
-    for volume in group
-        .volumes
-        .iter()
-        .filter(is_mounted)
-        .filter(|volume| has_file(volume))
-    {
-        attach_one(parts, id, group, volume, connection).await?;
+    for volume in group.volumes.iter().filter(is_mounted) {
+        let (from, attached) = match &volume.source {
+            VolumeSource::Nfs(nfs) => (
+                format!(" from {nfs}"),
+                attach_nfs(&volume.name, nfs, connection).await,
+            ),
+            _ if has_file(volume) => (
+                String::new(),
+                attach_one(parts, id, group, volume, connection).await,
+            ),
+            _ => continue,
+        };
+        attached.map_err(|error| {
+            let text = format!("Mounting volume {}{from} failed", volume.name);
+            Error::with_source(error.kind, text, error)
+        })?;
     }
     Ok(())
 }
 
-/// Makes one such volume, and gives it to the sandbox, or lets it grow there.
+async fn attach_nfs(name: &str, nfs: &NfsVolume, connection: &SandboxConnection) -> Result<()> {
+    let directory = NfsDirectory {
+        address: address_of(&nfs.server).await?.to_string(),
+        server: nfs.server.clone(),
+        path: nfs.path.clone(),
+        read_only: nfs.read_only,
+        ..NfsDirectory::default()
+    };
+    let attach = AttachVolume {
+        volume: name.to_owned(),
+        nfs: Some(directory).into(),
+        ..AttachVolume::default()
+    };
+    connection.attach_volume(&attach).await
+}
+
+/// The address of a server that groups can reach, by the host's own resolver.
+async fn address_of(server: &str) -> Result<Ipv4Addr> {
+    if let Ok(address) = server.parse() {
+        return Ok(address);
+    }
+    let action = || format!("look up server {server}");
+    let found = timeout(LOOKUP_DEADLINE, lookup_host((server, NFS_PORT)))
+        .await
+        .map_err(|_| {
+            let text = format!("{}: no answer within {} s", action(), LOOKUP_DEADLINE.as_secs());
+            Error::new(ErrorKind::DeadlineExceeded, text)
+        })?
+        .map_err(|error| Error::with_source(ErrorKind::Unavailable, action(), error))?;
+    let addresses: Vec<_> = found.map(|address| address.ip()).collect();
+    let first = addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    });
+    first.ok_or_else(|| {
+        let text = format!("{}: it has no IPv4 address, and groups have no others", action());
+        Error::new(ErrorKind::Unavailable, text)
+    })
+}
+
+/// Makes one volume that is a file, and gives it to the sandbox, or lets it grow there.
 ///
 /// # Errors
-/// As [`attach`].
+/// Those of the host's file system, the shim and the guest.
 pub async fn attach_one(
     parts: &Arc<HostParts>,
     id: &GroupId,
@@ -95,9 +156,26 @@ fn make(parts: &HostParts, id: &GroupId, volume: &VolumeSpec) -> Result<std::pat
             Some(gib) => parts.disks.create(disk, *gib),
             None => parts.disks.find(disk),
         },
-        VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) | VolumeSource::Disk(_) => Err(Error::new(
+        VolumeSource::EmptyDir { .. }
+        | VolumeSource::Files(_)
+        | VolumeSource::Disk(_)
+        | VolumeSource::Nfs(_) => Err(Error::new(
             ErrorKind::Internal,
             format!("volume {} has no file of its own", volume.name),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn servers_have_addresses_or_are_named() {
+        assert_eq!(address_of("10.1.2.3").await.unwrap(), Ipv4Addr::new(10, 1, 2, 3));
+        assert_eq!(address_of("localhost").await.unwrap(), Ipv4Addr::LOCALHOST);
+        // RFC 6761, section 6.4: never a name.
+        let error = address_of("nas.invalid").await.unwrap_err().chain();
+        assert!(error.starts_with("look up server nas.invalid: "), "{error}");
     }
 }

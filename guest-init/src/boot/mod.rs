@@ -6,9 +6,12 @@ pub mod entropy;
 pub mod limits;
 pub mod mounts;
 
-use std::{fs, io::Write};
+use std::{fs, io::Write, sync::mpsc, thread, time::Duration};
 
 use rustix::system::{RebootCommand, reboot};
+
+/// For what was written to reach the disks when the guest ends.
+const SYNC_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Prints one line on the console.
 pub fn print(line: &str) {
@@ -21,7 +24,7 @@ pub fn print(line: &str) {
 pub fn end_guest_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         print(&format!("eci: init panicked: {panic}"));
-        rustix::fs::sync();
+        sync();
         let _ = reboot(RebootCommand::Restart);
     }));
 }
@@ -34,9 +37,21 @@ pub fn protect_from_oom() -> std::io::Result<()> {
     fs::write("/proc/self/oom_score_adj", "-1000")
 }
 
+/// Writes what was written to the disks. A volume whose server is gone would hold this for ever.
+fn sync() {
+    let (done, end) = mpsc::channel();
+    let synced = thread::Builder::new().spawn(move || {
+        rustix::fs::sync();
+        let _ = done.send(());
+    });
+    if synced.is_ok() {
+        let _ = end.recv_timeout(SYNC_DEADLINE);
+    }
+}
+
 /// Ends the guest. Returns only when the kernel refuses.
 pub fn power_off() {
-    rustix::fs::sync();
+    sync();
     let _ = reboot(RebootCommand::PowerOff);
     let _ = reboot(RebootCommand::Restart);
 }

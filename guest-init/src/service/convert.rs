@@ -12,7 +12,7 @@ use crate::{
     identity::{Id, Identity, Ids, Origin},
     network::Interface,
     stats::{ContainerStats, SandboxStats},
-    storage::{AttachedVolume, File, Slice},
+    storage::{AttachedVolume, Export, File, NfsVolume, Slice},
 };
 
 /// Reads an OCI document; `field` is its name in messages.
@@ -35,16 +35,30 @@ pub(super) fn slice(field: &str, message: Option<&SliceMessage>) -> Result<Optio
     message.map(parse).transpose()
 }
 
-/// A volume with a slice of its own.
-pub(super) fn attached(request: AttachVolumeRequest) -> Result<AttachedVolume> {
+/// A volume to attach.
+pub(super) enum Attach {
+    /// It has a slice of its own.
+    Slice(AttachedVolume),
+    /// It is on a server.
+    Nfs(NfsVolume),
+}
+
+/// Checks a volume to attach.
+pub(super) fn attached(request: AttachVolumeRequest) -> Result<Attach> {
+    if let Some(nfs) = request.nfs.into_option() {
+        return Ok(Attach::Nfs(NfsVolume {
+            name: request.volume,
+            export: Export::parse(&nfs.address, nfs.server, nfs.path, nfs.read_only)?,
+        }));
+    }
     let slice = slice("slice", request.slice.as_ref())?
         .ok_or_else(|| Error::invalid("slice is missing: give the slice of the volume"))?;
-    Ok(AttachedVolume {
+    Ok(Attach::Slice(AttachedVolume {
         name: request.volume,
         slice,
         is_empty_dir: request.is_empty_dir,
         gid: request.gid,
-    })
+    }))
 }
 
 /// The files of a volume.

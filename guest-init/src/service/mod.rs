@@ -125,11 +125,14 @@ impl Guest for Service {
     }
 
     async fn attach_volume(&self, _: &TtrpcContext, request: AttachVolumeRequest) -> ttrpc::Result<Empty> {
-        let attach = || {
-            let volume = convert::attached(request)?;
-            self.sandbox.containers()?.attach(volume)
+        let attach = async {
+            let containers = self.sandbox.containers()?;
+            match convert::attached(request)? {
+                convert::Attach::Slice(volume) => containers.attach(volume),
+                convert::Attach::Nfs(volume) => containers.attach_nfs(volume).await,
+            }
         };
-        empty(attach())
+        empty(attach.await)
     }
 
     async fn create_container(
@@ -137,7 +140,7 @@ impl Guest for Service {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<Empty> {
-        let create = || {
+        let create = async {
             let image = convert::slice("rootfs", request.rootfs.as_ref())?
                 .ok_or_else(|| Error::invalid("rootfs is missing: give the slice of the image"))?;
             let spec = convert::json("spec", &request.spec)?;
@@ -145,8 +148,9 @@ impl Guest for Service {
             self.sandbox
                 .containers()?
                 .create(&request.container_id, image, spec, lifecycle)
+                .await
         };
-        empty(create())
+        empty(create.await)
     }
 
     async fn create_process(&self, _: &TtrpcContext, request: CreateProcessRequest) -> ttrpc::Result<Empty> {

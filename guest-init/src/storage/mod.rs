@@ -3,6 +3,7 @@
 
 mod attached;
 mod files;
+mod nfs;
 mod slice;
 mod subpath;
 mod volume;
@@ -18,6 +19,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 pub use self::{
     attached::AttachedVolume,
     files::File,
+    nfs::{Export, NfsVolume, NfsVolumes, Parts},
     slice::{Disks, Slice},
 };
 use crate::{
@@ -39,6 +41,7 @@ pub struct Storage {
     /// Volumes in memory, mounted when first used.
     memory_volumes: Vec<String>,
     attached: attached::Attached,
+    nfs: NfsVolumes,
 }
 
 /// A container's root file system, mounted.
@@ -78,6 +81,7 @@ impl Storage {
             images: HashMap::new(),
             memory_volumes: Vec::new(),
             attached: attached::Attached::default(),
+            nfs: NfsVolumes::new(directory.join("nfs")),
         })
     }
 
@@ -99,11 +103,18 @@ impl Storage {
     }
 
     /// Mounts the root file system of container `id`: an overlay of `image` and an empty writable layer. Turns the
-    /// mounts of `spec` that the storage provides (`emptydir`, `slice`) into bind mounts. On error nothing is left.
+    /// mounts of `spec` that the storage provides (`emptydir`, `slice`) into bind mounts; `parts` are those of its volumes on
+    /// servers. On error nothing is left.
     ///
     /// # Errors
     /// `InvalidArgument` for wrong slices and volumes, `Internal` when a mount fails.
-    pub fn create_rootfs(&mut self, id: &str, image: Slice, mounts: &mut [spec::Mount]) -> Result<Rootfs> {
+    pub fn create_rootfs(
+        &mut self,
+        id: &str,
+        image: Slice,
+        mounts: &mut [spec::Mount],
+        parts: Parts,
+    ) -> Result<Rootfs> {
         let writable = self.scratch().join("containers").join(id);
         let container = self.directory.join("containers").join(id);
         let mut rootfs = Rootfs {
@@ -113,7 +124,7 @@ impl Storage {
             slices: Vec::new(),
             pins: Vec::new(),
         };
-        let result = self.build_rootfs(&mut rootfs, &writable, image, mounts);
+        let result = self.build_rootfs(&mut rootfs, &writable, image, mounts, parts);
         match result {
             Ok(()) => Ok(rootfs),
             Err(error) => {
@@ -131,6 +142,7 @@ impl Storage {
         writable: &Path,
         image: Slice,
         mounts: &mut [spec::Mount],
+        mut parts: Parts,
     ) -> Result<()> {
         let lower = self.acquire(image, rootfs)?;
         let work = writable.join("work");
@@ -169,6 +181,13 @@ impl Storage {
                     let path = self.attached.find(index, mount)?;
                     pin(rootfs, index, mount, path, true)?
                 }
+                nfs::KIND => match parts.take(index) {
+                    Some(part) => {
+                        rootfs.pins.push(part.clone());
+                        part
+                    }
+                    None => self.nfs.find(index, mount)?,
+                },
                 slice::KIND => {
                     let (slice, below) = slice::parse_mount(index, mount)?;
                     self.acquire(slice, rootfs)?.join(below)
@@ -191,6 +210,7 @@ impl Storage {
         unmount_if_mounted(&rootfs.path)?;
         for pin in rootfs.pins.iter().rev() {
             unmount_if_mounted(pin)?;
+            nfs::remove_mount_point(pin);
         }
         for key in &rootfs.slices {
             self.release(key)?;
@@ -228,6 +248,12 @@ impl Storage {
     /// `FailedPrecondition` when it is attached in another slice; `Internal` when it cannot be mounted.
     pub fn attach(&mut self, volume: AttachedVolume) -> Result<()> {
         self.attached.attach(volume, &self.disks, &self.directory)
+    }
+
+    /// The volumes on servers: what waits for these must not hold the storage.
+    #[must_use]
+    pub fn nfs(&self) -> NfsVolumes {
+        self.nfs.clone()
     }
 
     /// Unmounts the scratch slice and the attached volumes, so that they are clean.

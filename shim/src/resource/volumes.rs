@@ -1,11 +1,14 @@
 //! Volumes that are files of their own, on the read-write disk. Each has a place that is wide enough for any volume, so that
-//! it can grow where it is.
+//! it can grow where it is. And volumes on NFS servers, which are the guest's business alone.
 
 use std::{
     fs::{File, OpenOptions},
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use vmm::config::{Extent, SLICE_DISK_BYTES, SliceDisk};
@@ -13,7 +16,7 @@ use vmm::config::{Extent, SLICE_DISK_BYTES, SliceDisk};
 use super::slices::Slice;
 use crate::{
     error::{Error, ErrorKind, Result},
-    guest::Guest,
+    guest::{Guest, NfsDirectory},
     vmm::VmmClient,
 };
 
@@ -24,7 +27,16 @@ const PLACE_BYTES: u64 = (SLICE_DISK_BYTES / N_PLACES as u64) >> 40 << 40;
 
 /// A volume to attach.
 #[derive(Debug, Clone)]
-pub struct VolumeSpec {
+pub enum VolumeSpec {
+    /// It is a file.
+    File(FileVolume),
+    /// It is on a server: its name, and where.
+    Nfs(String, NfsDirectory),
+}
+
+/// A volume that is a file of its own.
+#[derive(Debug, Clone)]
+pub struct FileVolume {
     /// Its name.
     pub name: String,
     /// A file with an ext4 file system.
@@ -40,6 +52,8 @@ pub struct VolumeSpec {
 pub struct Volumes {
     /// Held while one is attached: they are few.
     attached: tokio::sync::Mutex<Vec<Attached>>,
+    /// The guest was asked to mount a volume from a server: it may go on trying after it has said that it failed.
+    has_nfs: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -61,7 +75,22 @@ impl Volumes {
 
     /// Whether there are none, and none is being attached.
     pub fn is_empty(&self) -> bool {
-        self.attached.try_lock().is_ok_and(|attached| attached.is_empty())
+        !self.has_nfs.load(Ordering::Relaxed)
+            && self.attached.try_lock().is_ok_and(|attached| attached.is_empty())
+    }
+
+    /// Gives the guest a volume.
+    ///
+    /// # Errors
+    /// As [`Self::attach_file`], and for a volume on a server what the guest answers.
+    pub async fn attach(&self, spec: VolumeSpec, guest: &Guest, vmm: &VmmClient) -> Result<()> {
+        match spec {
+            VolumeSpec::File(file) => self.attach_file(file, guest, vmm).await,
+            VolumeSpec::Nfs(name, directory) => {
+                self.has_nfs.store(true, Ordering::Relaxed);
+                guest.attach_nfs(name, directory).await
+            }
+        }
     }
 
     /// Maps the volume's file and has the guest mount it. When it is there, only what the file has grown by is new.
@@ -69,7 +98,7 @@ impl Volumes {
     /// # Errors
     /// `InvalidArgument` for a file that cannot be a volume, `FailedPrecondition` when the volume is there with another
     /// file; what VMM and guest answer. The next call goes on where this one failed.
-    pub async fn attach(&self, spec: VolumeSpec, guest: &Guest, vmm: &VmmClient) -> Result<()> {
+    async fn attach_file(&self, spec: FileVolume, guest: &Guest, vmm: &VmmClient) -> Result<()> {
         let path = spec.path.clone();
         let opened = tokio::task::spawn_blocking(move || open(&path)).await;
         let (file, key, length_bytes) = opened
@@ -106,7 +135,7 @@ impl Volumes {
 /// Finds the volume, or a place for it.
 fn place(
     attached: &mut Vec<Attached>,
-    spec: &VolumeSpec,
+    spec: &FileVolume,
     file: (u64, u64),
     length_bytes: u64,
 ) -> Result<usize> {
@@ -172,7 +201,7 @@ mod tests {
     #[test]
     fn a_volume_keeps_its_place_and_its_file() {
         let mut attached = Vec::new();
-        let spec = |name: &str| VolumeSpec {
+        let spec = |name: &str| FileVolume {
             name: name.into(),
             path: "/v".into(),
             is_empty_dir: false,

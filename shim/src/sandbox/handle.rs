@@ -189,7 +189,7 @@ impl SandboxHandle {
         self.ask(|driver, reply| driver.put_files(files, reply)).await
     }
 
-    /// Gives the guest a volume that is a file of its own, or grows it.
+    /// Gives the guest a volume that is a file of its own or on a server, or grows it.
     ///
     /// # Errors
     /// As [`Volumes::attach`](crate::resource::volumes::Volumes::attach).

@@ -257,7 +257,9 @@ impl Driver {
             return refuse("the sandbox itself still waits for its captured containers".to_owned());
         }
         if !vm.volumes.is_empty() {
-            return refuse("it has volumes that are files of their own, which are not captured".to_owned());
+            return refuse(
+                "it has volumes that are files of their own or on servers, which are not captured".to_owned(),
+            );
         }
         if let Some(id) = self.creating.iter().next() {
             return refuse(format!("container {id:?} is being created"));

@@ -14,8 +14,13 @@ use protocol::sandbox::{self as options, AttachVolume};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    guest::{ContainerLifecycle, ContainerStats, Identity, Interface, SandboxStats, VolumeFiles},
-    resource::{network::parse_mac, volumes::VolumeSpec},
+    guest::{
+        ContainerLifecycle, ContainerStats, Identity, Interface, NfsDirectory, SandboxStats, VolumeFiles,
+    },
+    resource::{
+        network::parse_mac,
+        volumes::{FileVolume, VolumeSpec},
+    },
     sandbox::spec::{ContainerSpec, ExecSpec, SandboxSpec, StartKind},
     stdio::{Sink, StdioSpec},
     vmm::check_absolute,
@@ -304,7 +309,7 @@ pub fn files(message: &[u8]) -> Result<VolumeFiles> {
     })
 }
 
-/// A volume with a file of its own.
+/// A volume with a file of its own, or on a server.
 ///
 /// # Errors
 /// `InvalidArgument` when the message can't be read, or its path is not absolute.
@@ -313,12 +318,22 @@ pub fn volume(message: &[u8]) -> Result<VolumeSpec> {
         let context = format!("read {}", protocol::ATTACH_VOLUME_TYPE_URL);
         Error::with_source(ErrorKind::InvalidArgument, context, error)
     })?;
-    Ok(VolumeSpec {
+    if let Some(nfs) = message.nfs.into_option() {
+        let directory = NfsDirectory {
+            address: nfs.address,
+            server: nfs.server,
+            path: nfs.path,
+            read_only: nfs.read_only,
+            ..Default::default()
+        };
+        return Ok(VolumeSpec::Nfs(message.volume, directory));
+    }
+    Ok(VolumeSpec::File(FileVolume {
         path: check_absolute("path", &message.path)?,
         name: message.volume,
         is_empty_dir: message.is_empty_dir,
         gid: message.gid,
-    })
+    }))
 }
 
 fn pack(type_url: &str, message: &impl Message) -> Result<Any> {

@@ -15,7 +15,7 @@ use containerd_shim_protos::{
 use protobuf::{Message, well_known_types::any::Any};
 use protocol::{
     guest::{File, PutFilesRequest, SandboxStatsResponse},
-    sandbox::AttachVolume,
+    sandbox::{AttachVolume, NfsDirectory},
 };
 use ttrpc::Code;
 use vmm::config::{Extent, SliceDisk};
@@ -411,6 +411,66 @@ async fn files_of_volumes_are_put_into_the_guest() {
         let (refused, message) = code(bench.task.update(soon(), &request).await.unwrap_err());
         assert_eq!(refused, expected, "{message}");
     }
+}
+
+#[tokio::test]
+async fn a_volume_on_a_server_is_the_guests_and_is_not_captured() {
+    let bench = Bench::started().await;
+    let volume = AttachVolume {
+        volume: "v".into(),
+        nfs: Some(NfsDirectory {
+            address: "10.0.0.1".into(),
+            server: "nas".into(),
+            path: "/a".into(),
+            read_only: true,
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    };
+    let request = UpdateTaskRequest {
+        id: SANDBOX_ID.into(),
+        resources: protobuf::MessageField::some(Any {
+            type_url: protocol::ATTACH_VOLUME_TYPE_URL.into(),
+            value: volume.write_to_bytes().unwrap(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    bench.task.update(soon(), &request).await.unwrap();
+    let vm = bench.vm();
+    let told = vm.guest.volumes.lock().unwrap()[0].clone();
+    let nfs = told.nfs.unwrap();
+    assert_eq!(
+        (
+            told.volume.as_str(),
+            nfs.address.as_str(),
+            nfs.server.as_str(),
+            nfs.path.as_str(),
+            nfs.read_only
+        ),
+        ("v", "10.0.0.1", "nas", "/a", true)
+    );
+    assert!(
+        told.slice.is_none()
+            && vm
+                .extents
+                .lock()
+                .unwrap()
+                .iter()
+                .all(|(disk, _)| *disk != SliceDisk::ReadWrite)
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let capture = containerd_shim_protos::api::CheckpointTaskRequest {
+        id: SANDBOX_ID.into(),
+        path: directory.path().to_str().unwrap().into(),
+        ..Default::default()
+    };
+    let (refused, message) = code(bench.task.checkpoint(soon(), &capture).await.unwrap_err());
+    assert!(
+        refused == Code::FAILED_PRECONDITION && message.contains("not captured"),
+        "{refused:?}: {message}"
+    );
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::{
     host::{Host, TOKEN},
+    nfs::{NfsServer, SERVER},
     pod::Pod,
     process,
     stage::Stage,
@@ -71,7 +72,8 @@ fn volumes() -> Vec<Value> {
             json!({ "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } }),
         ),
         (3, json!({ "configMap": { "name": "conf" } })),
-        (3, json!({ "secret": { "secretName": "login" } })),
+        (2, json!({ "secret": { "secretName": "login" } })),
+        (1, json!({ "nfs": { "server": SERVER.to_string(), "path": "/" } })),
         (1, json!({ "downwardAPI": { "items": [labels.clone()] } })),
         (
             2,
@@ -170,6 +172,8 @@ fn scrape(host: &Host) -> Result<String> {
 }
 
 pub(crate) fn twenty_containers_and_volumes_bear_each_others_excesses(stage: &mut Stage) -> Result<()> {
+    let server = NfsServer::start(stage.dir())?;
+    std::fs::write(server.path("served"), "by a server\n").context("write a file on the server")?;
     let host = &stage.host;
     host.ecictl_with(&["create", "-f", "-"], manifest(stage).as_bytes())?
         .success()?;
@@ -178,12 +182,12 @@ pub(crate) fn twenty_containers_and_volumes_bear_each_others_excesses(stage: &mu
     })?;
 
     // Every volume is there, as what it is.
-    let expected = "16384\n16384\n16384\n1024\n1024\n1\n1\n1\n2\n2\n2\napp=\"full\"\n12app=\"full\"\n12app=\"full\"\n20\n";
+    let expected = "16384\n16384\n16384\n1024\n1024\n1\n1\n1\n2\n2\nby a server\napp=\"full\"\n12app=\"full\"\n12app=\"full\"\n20\n";
     let found = said(
         host,
         "steady-0",
         "for v in 05 06 07 08 09; do n=$(df -k /v$v | tail -1 | awk '{print $2}'); [ $n -le 16384 ] && [ $n -gt 14000 ] && n=16384; echo $n; done
-         for v in 10 11 12; do cat /v$v/a; echo; done; for v in 13 14 15; do cat /v$v/b; echo; done
+         for v in 10 11 12; do cat /v$v/a; echo; done; for v in 13 14; do cat /v$v/b; echo; done; cat /v15/served
          cat /v16/labels; echo; for v in 17 18; do cat /v$v/a /v$v/b /v$v/labels; echo; done
          df -k /v19 | tail -1 | awk '{print int($2 / 1048576 + 0.9)}'
          for v in 00 01 02 03 04; do echo x > /v$v/steady || exit 1; done",

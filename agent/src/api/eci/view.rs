@@ -181,6 +181,13 @@ fn volumes(group: &Group) -> Value {
                 object.extend(disk_volume(disk));
                 return Value::Object(object);
             }
+            VolumeSource::Nfs(nfs) => {
+                object.insert("Type".into(), json!("NFSVolume"));
+                object.insert("NFSVolumeServer".into(), json!(nfs.server));
+                object.insert("NFSVolumePath".into(), json!(nfs.path));
+                object.insert("NFSVolumeReadOnly".into(), json!(nfs.read_only));
+                return Value::Object(object);
+            }
         };
         object.insert("Type".into(), json!("EmptyDirVolume"));
         if *memory {

@@ -435,17 +435,12 @@ fn convert_volume(reader: &Reader<'_>) -> VolumeSpec {
         "ConfigFileVolume" => return volumes::config_files(reader),
         "DiskVolume" => return volumes::disk(reader),
         "FlexVolume" => return volumes::flex(reader),
-        "NFSVolume" => reader.note(
-            ViolationKind::Unsupported,
-            "Type",
-            &kind,
-            "not supported yet; valid: EmptyDirVolume, ConfigFileVolume, DiskVolume or FlexVolume",
-        ),
+        "NFSVolume" => return volumes::nfs(reader),
         _ => reader.note(
             ViolationKind::Invalid,
             "Type",
             &kind,
-            "valid: EmptyDirVolume, ConfigFileVolume, DiskVolume or FlexVolume",
+            "valid: EmptyDirVolume, ConfigFileVolume, NFSVolume, DiskVolume or FlexVolume",
         ),
     }
     let empty_dir = reader.object("EmptyDirVolume");

@@ -232,8 +232,29 @@ fn mistakes_are_named_in_the_words_of_the_door() {
         ),
         (
             &[("Volume.1.Name", "v"), ("Volume.1.Type", "NFSVolume")],
+            Missing,
+            "Volume.1.NFSVolume.Server: required",
+        ),
+        (
+            &[
+                ("Volume.1.Name", "v"),
+                ("Volume.1.Type", "NFSVolume"),
+                ("Volume.1.NFSVolume.Server", "nas:1"),
+                ("Volume.1.NFSVolume.Path", "/a/../b"),
+                ("Volume.1.NFSVolume.ReadOnly", "perhaps"),
+            ],
+            Invalid,
+            "Volume.1.NFSVolume.Path: \"/a/../b\": valid: an absolute path",
+        ),
+        (
+            &[
+                ("Volume.1.Name", "v"),
+                ("Volume.1.Type", "FlexVolume"),
+                ("Volume.1.FlexVolume.Driver", "alicloud/nas"),
+                ("Volume.1.FlexVolume.Options", "{\"server\": \"nas\"}"),
+            ],
             Unsupported,
-            "Volume.1.Type: \"NFSVolume\"",
+            "Volume.1.FlexVolume.Driver: \"alicloud/nas\": not supported; valid: alicloud/disk, or a volume of Type NFSVolume",
         ),
         (
             &[("Volume.1.Name", "v"), ("Volume.1.Type", "HostPathVolume")],

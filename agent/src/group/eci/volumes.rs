@@ -10,6 +10,7 @@ use super::params::Reader;
 use crate::group::{
     disk::{self, Said, Words},
     files::{self, FileItem, FileOrigin, FileSource, FileVolume},
+    nfs::NfsVolume,
     spec::{VolumeSource, VolumeSpec},
     violation::ViolationKind,
 };
@@ -66,13 +67,28 @@ pub(super) fn disk(reader: &Reader<'_>) -> VolumeSpec {
     }
 }
 
+/// A volume of type `NFSVolume`.
+pub(super) fn nfs(reader: &Reader<'_>) -> VolumeSpec {
+    let name = reader.required("Name");
+    let volume = reader.object("NFSVolume");
+    VolumeSpec {
+        name,
+        source: VolumeSource::Nfs(NfsVolume {
+            server: volume.word("Server").unwrap_or_default().to_owned(),
+            path: volume.word("Path").unwrap_or_default().to_owned(),
+            read_only: volume.flag("ReadOnly").unwrap_or(false),
+        }),
+    }
+}
+
 /// A volume of type `FlexVolume`.
 pub(super) fn flex(reader: &Reader<'_>) -> VolumeSpec {
     let name = reader.required("Name");
     let volume = reader.object("FlexVolume");
     let driver = volume.required("Driver");
     if !driver.is_empty() && driver != disk::FLEX_DRIVER {
-        let valid = "not supported; valid: alicloud/disk";
+        let valid =
+            "not supported; valid: alicloud/disk, or a volume of Type NFSVolume instead of alicloud/nas";
         volume.note(ViolationKind::Unsupported, "Driver", &driver, valid);
     }
     let text = volume.required("Options");

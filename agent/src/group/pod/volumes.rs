@@ -3,8 +3,8 @@
 use k8s_openapi::{
     api::core::v1::{
         ConfigMapProjection, ConfigMapVolumeSource, DownwardAPIProjection, DownwardAPIVolumeFile,
-        DownwardAPIVolumeSource, EmptyDirVolumeSource, FlexVolumeSource, KeyToPath, ProjectedVolumeSource,
-        SecretProjection, SecretVolumeSource, Volume,
+        DownwardAPIVolumeSource, EmptyDirVolumeSource, FlexVolumeSource, KeyToPath, NFSVolumeSource,
+        ProjectedVolumeSource, SecretProjection, SecretVolumeSource, Volume,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -16,6 +16,7 @@ use super::{
 use crate::group::{
     disk::{self, DiskVolume},
     files::{FileItem, FileOrigin, FileSource, FileVolume},
+    nfs::NfsVolume,
     quantity,
     spec::{VolumeSource, VolumeSpec},
     violation::{ViolationKind, Violations},
@@ -23,7 +24,7 @@ use crate::group::{
 
 const DEFAULT_MODE: i32 = 0o644;
 const VALID: &str =
-    "emptyDir, configMap, secret, projected, downwardAPI, or flexVolume of driver alicloud/disk";
+    "emptyDir, configMap, secret, projected, downwardAPI, nfs, or flexVolume of driver alicloud/disk";
 
 /// Converts the volume at `index`.
 pub(super) fn convert(
@@ -43,18 +44,20 @@ pub(super) fn convert(
         .collect();
     for kind in &kinds {
         let (violation, instead) = match kind.as_str() {
-            "emptyDir" | "configMap" | "secret" | "projected" | "downwardAPI" | "flexVolume" => continue,
+            "emptyDir" | "configMap" | "secret" | "projected" | "downwardAPI" | "nfs" | "flexVolume" => {
+                continue;
+            }
             "hostPath" => (
                 ViolationKind::Restricted,
                 "not supported: use emptyDir, or bring the files in the image".to_owned(),
             ),
             "persistentVolumeClaim" | "csi" | "ephemeral" => (
                 ViolationKind::Unsupported,
-                "not supported: there is no API server to bind a claim; use flexVolume with driver alicloud/disk and \
-                 options volumeId or volumeSize"
+                "not supported: there is no API server to bind a claim; use nfs, or flexVolume with driver alicloud/disk \
+                 and options volumeId or volumeSize"
                     .to_owned(),
             ),
-            "nfs" | "image" => (
+            "image" => (
                 ViolationKind::Unsupported,
                 format!("not supported yet; valid: {VALID}"),
             ),
@@ -79,6 +82,21 @@ pub(super) fn convert(
         return VolumeSpec {
             name: volume.name,
             source: VolumeSource::Disk(flex_volume(flex, &format!("{path}.flexVolume"), found)),
+        };
+    }
+    if let Some(NFSVolumeSource {
+        path,
+        read_only,
+        server,
+    }) = volume.nfs
+    {
+        return VolumeSpec {
+            name: volume.name,
+            source: VolumeSource::Nfs(NfsVolume {
+                server,
+                path,
+                read_only: read_only == Some(true),
+            }),
         };
     }
     let mut files = Files {
@@ -143,7 +161,7 @@ fn flex_volume(flex: FlexVolumeSource, path: &str, found: &mut Violations) -> Di
         secret_ref,
     } = flex;
     if driver != disk::FLEX_DRIVER {
-        let valid = "not supported; valid: alicloud/disk";
+        let valid = "not supported; valid: alicloud/disk, or a volume nfs instead of alicloud/nas";
         found.add(
             ViolationKind::Unsupported,
             format!("{path}.driver"),

@@ -25,6 +25,11 @@ enum Kind {
         default_mode: u32,
         files: Vec<(Option<u32>, Vec<u8>)>,
     },
+    Nfs {
+        server: String,
+        path: String,
+        read_only: Option<bool>,
+    },
 }
 
 fn volumes() -> impl Strategy<Value = Vec<Volume>> {
@@ -36,8 +41,21 @@ fn volumes() -> impl Strategy<Value = Vec<Volume>> {
     );
     let files = (0_u32..=0o777, prop::collection::vec(file, 1..5))
         .prop_map(|(default_mode, files)| Kind::Files { default_mode, files });
+    let nfs = (
+        "[a-z][a-z0-9]{0,5}(\\.[a-z]{1,3})?",
+        "/[a-z. ]{0,5}x?(/[a-z]{1,3})?",
+        any::<Option<bool>>(),
+    )
+        .prop_filter("no way up", |(_, path, _)| {
+            !path.split('/').any(|part| part == "..")
+        })
+        .prop_map(|(server, path, read_only)| Kind::Nfs {
+            server,
+            path,
+            read_only,
+        });
     let volume = (
-        prop_oneof![empty_dir, files],
+        prop_oneof![empty_dir, files, nfs],
         prop::option::of("[a-z]{1,4}(/[a-z.]{1,3}x)?"),
         any::<bool>(),
     )
@@ -80,6 +98,11 @@ fn pod(volumes: &[Volume]) -> GroupSpec {
                     "name": name, "defaultMode": default_mode, "items": items.collect::<Vec<_>>(),
                 }})
             }
+            Kind::Nfs {
+                server,
+                path,
+                read_only,
+            } => json!({"name": name, "nfs": {"server": server, "path": path, "readOnly": read_only}}),
         });
     }
     documents.push(json!({
@@ -112,6 +135,13 @@ fn eci(volumes: &[Volume]) -> GroupSpec {
                     "DefaultMode": format!("{default_mode:o}"), "ConfigFileToPath": files.collect::<Vec<_>>(),
                 }})
             }
+            Kind::Nfs {
+                server,
+                path,
+                read_only,
+            } => json!({"Name": name, "Type": "NFSVolume", "NFSVolume": {
+                "Server": server, "Path": path, "ReadOnly": read_only,
+            }}),
         });
     }
     let request = json!({

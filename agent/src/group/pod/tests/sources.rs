@@ -47,7 +47,7 @@ fn content(bytes: &[u8]) -> FileSource {
 fn files(group: &GroupSpec, index: usize) -> &FileVolume {
     match &group.volumes[index].source {
         VolumeSource::Files(files) => files,
-        other @ (VolumeSource::EmptyDir { .. } | VolumeSource::Disk(_)) => {
+        other @ (VolumeSource::EmptyDir { .. } | VolumeSource::Disk(_) | VolumeSource::Nfs(_)) => {
             panic!("{other:?} is no volume of files")
         }
     }
