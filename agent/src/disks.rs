@@ -4,6 +4,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
+    os::unix::fs::MetadataExt,
     path::PathBuf,
 };
 
@@ -14,6 +15,17 @@ use crate::{
 };
 
 const GIB: u64 = 1 << 30;
+
+/// A disk as the host's file system has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFile {
+    /// Which.
+    pub id: DiskId,
+    /// Length.
+    pub size_bytes: u64,
+    /// What it takes on the host.
+    pub used_bytes: u64,
+}
 
 /// The folder of disks.
 #[derive(Debug, Clone)]
@@ -60,15 +72,15 @@ impl Disks {
     /// The file of a disk.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `DiskNotFound` names the file.
     pub fn find(&self, id: &DiskId) -> Result<PathBuf> {
         let path = self.path(id);
         if path.is_file() {
             Ok(path)
         } else {
             Err(Error::new(
-                ErrorKind::NotFound,
-                format!("no disk {id} on this host"),
+                ErrorKind::DiskNotFound,
+                format!("no disk {id} on this host: there is no file {}", path.display()),
             ))
         }
     }
@@ -76,7 +88,7 @@ impl Disks {
     /// Makes a disk's file so long; the file system in it stays as it is. Durable when it returns.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidArgument` when it is longer; `ResourceExhausted` when the host takes no file of this length.
+    /// `DiskNotFound`; `InvalidArgument` when it is longer; `ResourceExhausted` when the host takes no file of this length.
     pub fn grow(&self, id: &DiskId, gib: u32) -> Result<()> {
         let path = self.find(id)?;
         let action = format!("grow {} to {gib} GiB", path.display());
@@ -98,6 +110,33 @@ impl Disks {
         file.set_len(wanted)
             .and_then(|()| file.sync_all())
             .map_err(failed(action))
+    }
+
+    /// All disks that have a file.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn list(&self) -> Result<Vec<DiskFile>> {
+        let action = || format!("list the disks in {}", self.dir.display());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(failed(action()))? {
+            let path = entry.map_err(failed(action()))?.path();
+            let name = path.file_stem().and_then(|name| name.to_str());
+            let is_disk = path.extension().is_some_and(|extension| extension == "ext4");
+            let Some(id) = name.filter(|_| is_disk).and_then(DiskId::parse) else {
+                continue;
+            };
+            // It may go while this looks.
+            if let Ok(metadata) = std::fs::metadata(&path) {
+                found.push(DiskFile {
+                    id,
+                    size_bytes: metadata.len(),
+                    used_bytes: metadata.blocks() * 512,
+                });
+            }
+        }
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(found)
     }
 
     /// Removes a disk; it may be gone already.
@@ -124,7 +163,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disks = Disks::open(dir.path().join("disks")).unwrap();
         let id = DiskId::parse("d-0").unwrap();
-        assert_eq!(disks.find(&id).unwrap_err().kind, ErrorKind::NotFound);
+        assert_eq!(disks.find(&id).unwrap_err().kind, ErrorKind::DiskNotFound);
         let path = disks.create(&id, 20).unwrap();
         let length = || std::fs::metadata(&path).unwrap().len();
         assert_eq!(length(), 20 * GIB);
@@ -133,10 +172,18 @@ mod tests {
         // It is there, whatever was asked for first.
         disks.create(&id, 20).unwrap();
         assert_eq!(length(), 21 * GIB);
+        let listed = disks.list().unwrap();
+        assert_eq!(
+            (listed.len(), &listed[0].id, listed[0].size_bytes),
+            (1, &id, 21 * GIB)
+        );
+        assert!(listed[0].used_bytes < GIB, "it is sparse: {listed:?}");
         let draft = path.with_extension("abc.draft");
         std::fs::write(&draft, "half").unwrap();
         let disks = Disks::open(dir.path().join("disks")).unwrap();
         assert!(!draft.exists() && disks.exists(&id));
+        std::fs::write(dir.path().join("disks/README"), "").unwrap();
+        assert_eq!(disks.list().unwrap().len(), 1);
         disks.remove(&id).unwrap();
         disks.remove(&id).unwrap();
         assert!(!disks.exists(&id));

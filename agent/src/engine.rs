@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::{
     error::Result,
     group::{
+        disk::DiskId,
         spec::{GroupSpec, ImagePullPolicy, RegistryCredential},
         status::{Group, GroupId},
     },
@@ -49,6 +50,10 @@ pub trait Engine: Send + Sync + 'static {
     async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo>;
     /// All snapshots, oldest first.
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>>;
+    /// The disks on this host, those of groups and those that were kept.
+    async fn disks(&self) -> Result<Vec<DiskInfo>>;
+    /// Removes a disk for good; `FailedPrecondition` names the group that has it, `DiskNotFound` when there is none.
+    async fn remove_disk(&self, id: &DiskId) -> Result<()>;
     /// Removes a snapshot; `FailedPrecondition` while a group is being made from it.
     async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()>;
     /// Makes groups that go on from a snapshot, each with an identity of its own; all or none. They start in the background.
@@ -315,4 +320,19 @@ pub struct ImageInfo {
     pub pulled_at_ms: u64,
     /// A group uses it.
     pub in_use: bool,
+}
+
+/// A disk on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskInfo {
+    /// Which.
+    pub id: DiskId,
+    /// Its size, bytes.
+    pub size_bytes: u64,
+    /// What it takes on the host's disk, bytes.
+    pub used_bytes: u64,
+    /// When it was made, Unix milliseconds, if that is known.
+    pub made_at_ms: Option<u64>,
+    /// The group that has it.
+    pub group: Option<GroupId>,
 }

@@ -10,6 +10,8 @@ pub enum ErrorKind {
     InvalidArgument,
     /// No such group, container or image.
     NotFound,
+    /// No such disk.
+    DiskNotFound,
     /// The name is taken.
     AlreadyExists,
     /// Not in this state.

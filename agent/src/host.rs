@@ -33,11 +33,12 @@ use crate::{
     config::Config,
     disks::Disks,
     engine::{
-        CloneRequest, Engine, ExecRequest, ExecSession, Forked, GroupStats, HostStats, ImageInfo, LogOptions,
-        PullStatus, SnapshotInfo,
+        CloneRequest, DiskInfo, Engine, ExecRequest, ExecSession, Forked, GroupStats, HostStats, ImageInfo,
+        LogOptions, PullStatus, SnapshotInfo,
     },
     error::{Error, ErrorKind, Result},
     group::{
+        disk::DiskId,
         driver::{Driver, GroupHandle, Published},
         images::Images,
         spec::{Door, GroupSpec, ImagePullPolicy, RegistryCredential, Size},
@@ -424,6 +425,14 @@ impl Engine for Host {
 
     async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo> {
         Ok(self.take_snapshot(id, false).await?.info())
+    }
+
+    async fn disks(&self) -> Result<Vec<DiskInfo>> {
+        self.list_disks().await
+    }
+
+    async fn remove_disk(&self, id: &DiskId) -> Result<()> {
+        self.remove_kept_disk(id).await
     }
 
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {

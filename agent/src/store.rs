@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, ErrorKind, Result},
     group::{
+        disk::DiskId,
         spec::GroupSpec,
         status::{Group, GroupId},
     },
@@ -26,6 +27,8 @@ const TOKEN_LIFE_MS: u64 = 24 * 3600 * 1000;
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const GROUPS: TableDefinition<&str, &[u8]> = TableDefinition::new("groups");
 const TOKENS: TableDefinition<&str, &[u8]> = TableDefinition::new("tokens");
+/// Disks that were made, and when, Unix milliseconds.
+const DISKS: TableDefinition<&str, u64> = TableDefinition::new("disks");
 
 /// All that is kept of a group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -156,6 +159,7 @@ impl Store {
             }
             write.open_table(GROUPS).map_err(failed("open table groups"))?;
             write.open_table(TOKENS).map_err(failed("open table tokens"))?;
+            write.open_table(DISKS).map_err(failed("open table disks"))?;
         }
         write.commit().map_err(failed("commit"))?;
         Ok(Self {
@@ -248,6 +252,43 @@ impl Store {
             table.remove(id.as_str()).map_err(failed("remove a group"))?;
         }
         self.commit(write, format_args!("{id} is forgotten"))
+    }
+
+    /// When a disk was made, Unix milliseconds, if that was noted.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn disk_made(&self, id: &DiskId) -> Result<Option<u64>> {
+        let read = self.db.begin_read().map_err(failed("begin a read"))?;
+        let table = read.open_table(DISKS).map_err(failed("open table disks"))?;
+        let made = table.get(id.as_str()).map_err(failed("read a disk"))?;
+        Ok(made.map(|made| made.value()))
+    }
+
+    /// Notes that a disk was made; it will not be made again.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn note_disk(&self, id: &DiskId, now_ms: u64) -> Result<()> {
+        let write = self.db.begin_write().map_err(failed("begin a write"))?;
+        {
+            let mut table = write.open_table(DISKS).map_err(failed("open table disks"))?;
+            table.insert(id.as_str(), now_ms).map_err(failed("note a disk"))?;
+        }
+        write.commit().map_err(failed("commit"))
+    }
+
+    /// Forgets a disk that was removed.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn forget_disk(&self, id: &DiskId) -> Result<()> {
+        let write = self.db.begin_write().map_err(failed("begin a write"))?;
+        {
+            let mut table = write.open_table(DISKS).map_err(failed("open table disks"))?;
+            table.remove(id.as_str()).map_err(failed("forget a disk"))?;
+        }
+        write.commit().map_err(failed("commit"))
     }
 
     /// The group made with this token.

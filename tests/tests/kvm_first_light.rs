@@ -102,6 +102,7 @@ fn main() -> ExitCode {
             a_link_does_not_lead_out_of_a_volume,
             a_full_volume_is_an_error_of_its_writer,
             a_disk_outlives_its_group_and_grows,
+            a_kept_disk_is_listed_deleted_and_never_made_anew,
         },
         nfs::{
             groups_share_a_servers_files_and_bear_its_silence,

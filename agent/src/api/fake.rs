@@ -19,12 +19,14 @@ use tokio::{
 
 use crate::{
     engine::{
-        CloneRequest, ContainerStats, Engine, ExecControl, ExecRequest, ExecSession, Forked, GroupStats,
-        HostStats, ImageInfo, LogOptions, NetworkStats, PullStatus, SnapshotInfo,
+        CloneRequest, ContainerStats, DiskInfo, Engine, ExecControl, ExecRequest, ExecSession, Forked,
+        GroupStats, HostStats, ImageInfo, LogOptions, NetworkStats, PullStatus, SnapshotInfo,
     },
     error::{Error, ErrorKind, Result},
     group::{
-        conditions, pod,
+        conditions,
+        disk::DiskId,
+        pod,
         size::SizeTable,
         spec::{GroupSpec, ImagePullPolicy, RegistryCredential},
         status::{ContainerState, ContainerStatus, Event, EventKind, Group, GroupId, GroupStatus, Phase},
@@ -267,6 +269,24 @@ impl Engine for FakeEngine {
     async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo> {
         self.record("snapshot");
         Ok(snapshot(&self.get(id).await?))
+    }
+
+    async fn disks(&self) -> Result<Vec<DiskInfo>> {
+        let disk = |group: Group| {
+            Some(DiskInfo {
+                id: DiskId::parse("d-0")?,
+                size_bytes: 20 << 30,
+                used_bytes: 1 << 20,
+                made_at_ms: Some(1),
+                group: Some(group.id),
+            })
+        };
+        Ok(self.list().await.into_iter().filter_map(disk).collect())
+    }
+
+    async fn remove_disk(&self, id: &DiskId) -> Result<()> {
+        self.record(format!("remove {id}"));
+        Ok(())
     }
 
     async fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {

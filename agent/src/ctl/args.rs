@@ -71,6 +71,9 @@ pub(super) enum Command {
     /// Images on this host
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Disks on this host, also those that groups have left
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -254,6 +257,22 @@ pub(super) struct ForkArgs {
     pub(super) group: String,
     #[command(flatten)]
     pub(super) groups: NewGroups,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DiskCommand {
+    /// List disks and the groups that have them
+    Ls {
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Delete disks that no group has, with all that is on them
+    Rm {
+        /// Ids of disks
+        #[arg(required = true, value_name = "DISK")]
+        disks: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

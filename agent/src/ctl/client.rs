@@ -194,6 +194,11 @@ pub(super) fn group_path(group: &str, rest: &str) -> String {
     format!("/v1/groups/{}{rest}", utf8_percent_encode(group, PART))
 }
 
+/// The path of a request about a disk.
+pub(super) fn disk_path(disk: &str) -> String {
+    format!("/v1/disks/{}", utf8_percent_encode(disk, PART))
+}
+
 /// The path of a request about a snapshot.
 pub(super) fn snapshot_path(snapshot: &str, rest: &str) -> String {
     format!("/v1/snapshots/{}{rest}", utf8_percent_encode(snapshot, PART))

@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod create;
 mod describe;
+mod disks;
 mod exec;
 mod images;
 mod list;
@@ -80,6 +81,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Restore(args) => snapshots::restore(&client, args).await,
         Command::Fork(args) => snapshots::fork(&client, args).await,
         Command::Image(command) => images::run(&client, command).await,
+        Command::Disk(command) => disks::run(&client, command).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ecictl", &mut script);

@@ -40,6 +40,8 @@ fn help_is_as_recorded() {
         &["image", "pull"],
         &["image", "ls"],
         &["image", "rm"],
+        &["disk", "ls"],
+        &["disk", "rm"],
         &["completion"],
     ] {
         text.push_str(&format!("\n# ecictl {}\n\n{}", path.join(" "), help(path)));

@@ -25,6 +25,11 @@ impl DiskId {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         ((1..=40).contains(&rest.len()) && rest.bytes().all(plain)).then(|| Self(text.to_owned()))
     }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl fmt::Display for DiskId {

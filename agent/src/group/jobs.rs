@@ -430,6 +430,7 @@ pub(super) async fn release(
                 }) = &volume.source
                 {
                     parts.disks.remove(disk)?;
+                    parts.store.forget_disk(disk)?;
                 }
             }
             parts.store.remove(&id)

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use super::Host;
 use crate::{
+    disks::DiskFile,
+    engine::DiskInfo,
     error::{Error, ErrorKind, Result},
     group::{
         disk::{DiskId, DiskVolume, SIZES_GIB},
@@ -27,7 +29,7 @@ impl Host {
     /// so what is free here stays so until the group's record says whose it is.
     pub(super) fn choose_disks(&self, spec: &mut GroupSpec) -> Result<()> {
         let mut problems = Vec::new();
-        let mut kind = ErrorKind::NotFound;
+        let mut kind = ErrorKind::DiskNotFound;
         for (volume, disk) in disks_of(spec) {
             let Some(id) = &disk.id else { continue };
             if !self.parts.disks.exists(id) {
@@ -58,6 +60,54 @@ impl Host {
             disks_of(&published.group.spec).any(|(_, disk)| disk.id.as_ref() == Some(id))
         })?;
         Some(user.group.id.clone())
+    }
+
+    /// See [`Engine::disks`](crate::engine::Engine::disks).
+    pub(super) async fn list_disks(&self) -> Result<Vec<DiskInfo>> {
+        let parts = Arc::clone(&self.parts);
+        let files = tokio::task::spawn_blocking(move || {
+            let disk = |file: DiskFile| Ok((parts.store.disk_made(&file.id)?, file));
+            parts
+                .disks
+                .list()?
+                .into_iter()
+                .map(disk)
+                .collect::<Result<Vec<_>>>()
+        });
+        let files = files
+            .await
+            .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, "list disks", error)))?;
+        let info = |(made_at_ms, file): (Option<u64>, DiskFile)| DiskInfo {
+            group: self.user_of(&file.id),
+            id: file.id,
+            size_bytes: file.size_bytes,
+            used_bytes: file.used_bytes,
+            made_at_ms,
+        };
+        Ok(files.into_iter().map(info).collect())
+    }
+
+    /// See [`Engine::remove_disk`](crate::engine::Engine::remove_disk).
+    pub(super) async fn remove_kept_disk(&self, id: &DiskId) -> Result<()> {
+        // Nobody takes it meanwhile.
+        let _one = self.accepting.lock().await;
+        if let Some(group) = self.user_of(id) {
+            let text = format!(
+                "disk {id} is used by container group {group}; valid: a disk that no group has, delete the group first"
+            );
+            return Err(Error::new(ErrorKind::FailedPrecondition, text));
+        }
+        let (parts, disk) = (Arc::clone(&self.parts), id.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            parts.disks.find(&disk)?;
+            parts.disks.remove(&disk)?;
+            parts.store.forget_disk(&disk)
+        });
+        let removed = removed.await;
+        removed
+            .unwrap_or_else(|error| Err(Error::with_source(ErrorKind::Internal, "remove a disk", error)))?;
+        tracing::info!(disk = %id, "disk removed");
+        Ok(())
     }
 
     /// See [`Engine::resize_volume`](crate::engine::Engine::resize_volume).

@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -12,14 +13,16 @@ use tokio::{net::lookup_host, time::timeout};
 
 use super::client::SandboxConnection;
 use crate::{
+    disks::Disks,
     error::{Error, ErrorKind, Result},
     group::{
-        disk::DiskVolume,
+        disk::{DiskId, DiskVolume},
         nfs::NfsVolume,
         spec::{ContainerSpec, GroupSpec, VolumeSource, VolumeSpec},
         status::GroupId,
     },
-    parts::HostParts,
+    parts::{HostParts, now_ms},
+    store::Store,
 };
 
 /// For the name of a server to be looked up.
@@ -142,20 +145,15 @@ pub async fn attach_one(
 }
 
 /// Makes a volume's file. Blocks.
-fn make(parts: &HostParts, id: &GroupId, volume: &VolumeSpec) -> Result<std::path::PathBuf> {
+fn make(parts: &HostParts, id: &GroupId, volume: &VolumeSpec) -> Result<PathBuf> {
     match &volume.source {
         VolumeSource::EmptyDir {
             size_limit_bytes: Some(bytes),
             ..
         } => parts.scratch.limited(id, &volume.name, *bytes),
-        VolumeSource::Disk(DiskVolume {
-            id: Some(disk),
-            new_gib,
-            ..
-        }) => match new_gib {
-            Some(gib) => parts.disks.create(disk, *gib),
-            None => parts.disks.find(disk),
-        },
+        VolumeSource::Disk(disk @ DiskVolume { id: Some(id), .. }) => {
+            disk_file(&parts.disks, &parts.store, id, disk.new_gib)
+        }
         VolumeSource::EmptyDir { .. }
         | VolumeSource::Files(_)
         | VolumeSource::Disk(_)
@@ -166,9 +164,47 @@ fn make(parts: &HostParts, id: &GroupId, volume: &VolumeSpec) -> Result<std::pat
     }
 }
 
+/// The file of a disk, which is made the first time. One that was made and is gone is not made again: it was not empty.
+fn disk_file(disks: &Disks, store: &Store, id: &DiskId, new_gib: Option<u32>) -> Result<PathBuf> {
+    let Some(gib) = new_gib.filter(|_| !disks.exists(id)) else {
+        return disks.find(id);
+    };
+    if store.disk_made(id)?.is_some() {
+        let gone = disks
+            .find(id)
+            .err()
+            .map_or_else(String::new, |error| error.message);
+        let text = format!("{gone}, and it was made before: put the file back, or delete the group");
+        return Err(Error::new(ErrorKind::DiskNotFound, text));
+    }
+    let path = disks.create(id, gib)?;
+    store.note_disk(id, now_ms())?;
+    Ok(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_whose_file_is_gone_is_not_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = Disks::open(dir.path().join("disks")).unwrap();
+        let store = Store::open(&dir.path().join("store.redb")).unwrap();
+        let id = DiskId::parse("d-0").unwrap();
+        let path = disk_file(&disks, &store, &id, Some(20)).unwrap();
+        assert_eq!(disk_file(&disks, &store, &id, Some(20)).unwrap(), path);
+        assert_eq!(disk_file(&disks, &store, &id, None).unwrap(), path);
+        std::fs::remove_file(&path).unwrap();
+        for new_gib in [Some(20), None] {
+            let error = disk_file(&disks, &store, &id, new_gib).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::DiskNotFound);
+            assert!(error.message.contains(path.to_str().unwrap()), "{error}");
+            assert!(!path.exists());
+        }
+        store.forget_disk(&id).unwrap();
+        assert!(disk_file(&disks, &store, &id, Some(20)).unwrap().exists());
+    }
 
     #[tokio::test]
     async fn servers_have_addresses_or_are_named() {

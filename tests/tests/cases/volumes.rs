@@ -1,6 +1,6 @@
 //! Volumes and what containers see of them.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tests::{host::Host, pod::Pod, stage::Stage};
 
@@ -307,6 +307,9 @@ pub(crate) fn a_disk_outlives_its_group_and_grows(stage: &mut Stage) -> Result<(
     host.try_create(&old("second"))?
         .refused(1, &["is used by container group", &kept])?;
 
+    host.ecictl(&["disk", "rm", &kept])?
+        .refused(1, &["is used by container group", &kept])?;
+
     // An agent that is killed knows its disks again, and a disk grows under its user.
     host.kill_agent()?;
     host.restart_agent()?;
@@ -340,4 +343,79 @@ pub(crate) fn a_disk_outlives_its_group_and_grows(stage: &mut Stage) -> Result<(
         .collect();
     ensure!(left.is_empty(), "disks are left: {left:?}");
     host.try_create(&old("never"))?.refused(1, &["no disk", &kept])
+}
+
+pub(crate) fn a_kept_disk_is_listed_deleted_and_never_made_anew(stage: &mut Stage) -> Result<()> {
+    let tools = stage.tools();
+    let host = &stage.host;
+    let pod = Pod::new("keeper")
+        .spec(
+            json!({ "restartPolicy": "Always", "volumes": [{ "name": "d", "flexVolume": {
+            "driver": "alicloud/disk", "options": { "volumeSize": "20" } } }] }),
+        )
+        .container_with(
+            "main",
+            &tools,
+            SAY_HELLO,
+            json!({ "volumeMounts": [{ "name": "d", "mountPath": "/d" }] }),
+        );
+    let disks = || -> Result<Vec<(String, Option<String>)>> {
+        let text = host.ecictl(&["disk", "ls", "-o", "json"])?.success()?;
+        let disks: Vec<serde_json::Value> = serde_json::from_str(&text)?;
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        disks
+            .iter()
+            .map(|disk| {
+                Ok((
+                    text(&disk["id"]).context("a disk has an id")?,
+                    text(&disk["group"]),
+                ))
+            })
+            .collect()
+    };
+    host.create(&pod)?;
+    said(host, "keeper", "main", "echo mine > /d/f; sync")?;
+    let id = host.group("keeper")?["id"]
+        .as_str()
+        .context("the group has an id")?
+        .to_owned();
+    let listed = disks()?;
+    let [(disk, Some(group))] = &listed[..] else {
+        bail!("there is not one disk: {listed:?}");
+    };
+    ensure!(*group == id, "{disk} is said to be {group}'s, not {id}'s");
+    host.ecictl(&["disk", "rm", disk])?
+        .refused(1, &["is used by container group", &id])?;
+
+    // Its file is taken away, and its sandbox ends: there is no disk then, not an empty one.
+    let [state_dir, ..] = host.dirs();
+    let file = state_dir.join("disks").join(format!("{disk}.ext4"));
+    let aside = stage.dir().join("aside.ext4");
+    std::fs::rename(&file, &aside).with_context(|| format!("take {} away", file.display()))?;
+    let processes = host.processes_of("keeper")?;
+    let vmm = rustix::process::Pid::from_raw(processes.vmm).context("read a process id")?;
+    rustix::process::kill_process(vmm, rustix::process::Signal::KILL).context("kill the VMM")?;
+    host.wait_group("keeper", "the error that names the file", |group| {
+        let message = group["status"]["message"].to_string();
+        group["status"]["reason"] == "FailedMount" && message.contains(&file.display().to_string())
+    })?;
+    ensure!(!file.exists(), "{} was made anew", file.display());
+    std::fs::rename(&aside, &file).with_context(|| format!("put {} back", file.display()))?;
+    host.wait_group("keeper", "the container to run again", |group| {
+        group["status"]["containers"][0]["state"]["Running"].is_object()
+    })?;
+    let found = said(host, "keeper", "main", "cat /d/f")?;
+    ensure!(found == "mine\n", "the disk that was put back says {found:?}");
+
+    host.remove("keeper")?;
+    ensure!(
+        disks()? == [(disk.clone(), None)],
+        "the disk was kept: {:?}",
+        disks()?
+    );
+    let table = host.ecictl(&["disk", "ls"])?.success()?;
+    ensure!(table.contains("20.0GiB"), "{table}");
+    let removed = host.ecictl(&["disk", "rm", disk])?.success()?;
+    ensure!(removed.trim() == disk && !file.exists(), "removed {removed:?}");
+    host.ecictl(&["disk", "rm", disk])?.refused(1, &["no disk", disk])
 }

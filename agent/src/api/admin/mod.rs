@@ -14,12 +14,14 @@
 //! | `POST /v1/groups/{group}/update` | make it what a Pod or an ECI request says; `changed` tells whether it was something else |
 //! | `POST /v1/groups/{group}/snapshot`, `/fork` | take a snapshot of a running group; make groups that go on from it |
 //! | `GET /v1/snapshots`, `DELETE /v1/snapshots/{id}` | list; remove |
+//! | `GET /v1/disks`, `DELETE /v1/disks/{id}` | list; remove one that no group has |
 //! | `POST /v1/snapshots/{id}/restore` | make groups that go on from a snapshot |
 //! | `GET /v1/images`, `DELETE /v1/images?reference=` | list; remove |
 //! | `POST /v1/images/pull` | progress, a JSON line each |
 //!
 //! `{group}` is an id, a unique beginning of one, a name, or `namespace/name`, percent-encoded.
 
+mod disks;
 mod groups;
 mod images;
 pub(crate) mod peer;
@@ -97,6 +99,8 @@ pub(super) fn router(engine: Arc<dyn Engine>) -> Router {
         .route("/v1/snapshots", get(snapshots::list))
         .route("/v1/snapshots/{snapshot}", delete(snapshots::remove))
         .route("/v1/snapshots/{snapshot}/restore", post(snapshots::restore))
+        .route("/v1/disks", get(disks::list))
+        .route("/v1/disks/{disk}", delete(disks::remove))
         .route("/v1/images", get(images::list).delete(images::remove))
         .route("/v1/images/pull", post(images::pull))
         .fallback(|| async {

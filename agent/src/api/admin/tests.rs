@@ -12,6 +12,7 @@ use crate::{
         Doors,
         fake::{FakeEngine, group},
     },
+    engine::DiskInfo,
     group::status::{GroupId, Phase},
 };
 
@@ -186,6 +187,34 @@ async fn snapshots_are_taken_listed_restored_and_removed() {
     ] {
         assert_eq!(post(path, body).await.0, status, "{path} {body}");
     }
+}
+
+#[tokio::test]
+async fn disks_are_listed_and_removed() {
+    let agent = start().await;
+    let (status, body) = get(&agent, "/v1/disks").await;
+    assert_eq!(status, 200, "{body}");
+    let disks: Vec<DiskInfo> = serde_json::from_str(&body).unwrap();
+    assert!(
+        disks[0].id.as_str() == "d-0" && disks[0].group.is_some(),
+        "{body}"
+    );
+    for (path, expected) in [
+        ("/v1/disks/d-7", 200),
+        ("/v1/disks/d-..", 400),
+        ("/v1/disks/7", 400),
+    ] {
+        let (status, body) = call(&agent, Method::DELETE, path, "", "").await;
+        assert_eq!(status, expected, "{path}: {body}");
+    }
+    let calls = agent.engine.calls();
+    assert_eq!(
+        calls
+            .iter()
+            .filter(|call| call.starts_with("remove"))
+            .collect::<Vec<_>>(),
+        ["remove d-7"]
+    );
 }
 
 #[tokio::test]

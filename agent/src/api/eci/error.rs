@@ -40,6 +40,7 @@ impl From<Error> for ApiError {
         let (status, code) = match error.kind {
             ErrorKind::InvalidArgument => (400, "InvalidParameter"),
             ErrorKind::NotFound => (404, "InvalidParameter.NotFound"),
+            ErrorKind::DiskNotFound => (404, "InvalidDiskId.NotFound"),
             ErrorKind::AlreadyExists => (400, "OperationConflict"),
             ErrorKind::FailedPrecondition => (400, "IncorrectStatus"),
             ErrorKind::ResourceExhausted => (403, "OperationDenied.NoStock"),
@@ -95,6 +96,22 @@ impl From<NonceError> for ApiError {
                 "Specified signature nonce was used already",
             ),
             NonceError::Full => Self::new(400, "Throttling", "Request was denied due to request throttling"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_disk_has_a_code_of_its_own() {
+        for (kind, expected) in [
+            (ErrorKind::NotFound, "InvalidParameter.NotFound"),
+            (ErrorKind::DiskNotFound, "InvalidDiskId.NotFound"),
+        ] {
+            let answer = ApiError::from(Error::new(kind, "no such thing"));
+            assert_eq!((answer.status, answer.code), (404, expected));
         }
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{
     objects::Manifest,
     place::{self, Step},
+    yaml_types,
 };
 
 /// Why text is no Pod.
@@ -115,13 +116,15 @@ pub fn parse_manifest(text: &str) -> Result<Manifest, ManifestError> {
         let added = match kind_of(|field| value.get(field)?.as_str().map(str::to_owned))? {
             Kind::Pod => {
                 pods += 1;
-                manifest.pod = yaml(text, position)?;
+                manifest.pod = yaml(text, position, value)?;
                 Ok(())
             }
             Kind::ConfigMap => manifest
                 .objects
-                .add_config_map(yaml::<ConfigMap>(text, position)?),
-            Kind::Secret => manifest.objects.add_secret(yaml::<Secret>(text, position)?),
+                .add_config_map(yaml::<ConfigMap>(text, position, value)?),
+            Kind::Secret => manifest
+                .objects
+                .add_secret(yaml::<Secret>(text, position, value)?),
         };
         added.map_err(|problem| ManifestError::Object {
             position: position + 1,
@@ -135,14 +138,27 @@ pub fn parse_manifest(text: &str) -> Result<Manifest, ManifestError> {
     }
 }
 
-/// The YAML document at `position`.
-fn yaml<T: DeserializeOwned>(text: &str, position: usize) -> Result<T, ManifestError> {
+/// The YAML document at `position`, which is `value` where it has no place.
+fn yaml<T: DeserializeOwned>(
+    text: &str,
+    position: usize,
+    value: serde_yaml_ng::Value,
+) -> Result<T, ManifestError> {
     let document = || serde_yaml_ng::Deserializer::from_str(text).nth(position);
     let line = |steps: &[Step]| {
         let error = place::error_at(document()?, steps)?;
         error.location().map(|location| location.line())
     };
-    typed(document().ok_or(ManifestError::Pods { count: 0 })?, line)
+    let typed = typed(document().ok_or(ManifestError::Pods { count: 0 })?, line)?;
+    yaml_types::check::<T>(value).map_err(|wrong| {
+        let field = place::text(&wrong.steps);
+        let problem = match line(&wrong.steps) {
+            Some(line) => format!("{} at line {line}", wrong.problem),
+            None => wrong.problem,
+        };
+        ManifestError::Field { field, problem }
+    })?;
+    Ok(typed)
 }
 
 fn kind_of(read: impl Fn(&str) -> Option<String>) -> Result<Kind, ManifestError> {

@@ -10,6 +10,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 mod volumes;
+mod yaml_types;
 
 use std::collections::BTreeMap;
 
