@@ -1,4 +1,5 @@
-//! Disks: image files with a journalled ext4 file system, which may outlive the group that uses them. Who uses which is
+//! Disks: image files with a journalled ext4 file system, or empty ones for who wants a device, which may outlive the group
+//! that uses them. Who uses which is
 //! in the records of the groups; a file that no record names is a disk that was kept. Calls block.
 
 use std::{
@@ -15,6 +16,10 @@ use crate::{
 };
 
 const GIB: u64 = 1 << 30;
+/// What ends the name of a disk that was made with a file system.
+const FORMATTED: &str = "ext4";
+/// And of one that was made without.
+const EMPTY: &str = "raw";
 
 /// A disk as the host's file system has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,13 +55,14 @@ impl Disks {
         Ok(Self { dir })
     }
 
-    fn path(&self, id: &DiskId) -> PathBuf {
-        self.dir.join(format!("{id}.ext4"))
+    /// The file of a disk that was made with a file system, and of one that was made without.
+    fn paths(&self, id: &DiskId) -> [PathBuf; 2] {
+        [FORMATTED, EMPTY].map(|extension| self.dir.join(format!("{id}.{extension}")))
     }
 
     /// Whether there is such a disk.
     pub fn exists(&self, id: &DiskId) -> bool {
-        self.path(id).is_file()
+        self.paths(id).iter().any(|path| path.is_file())
     }
 
     /// Makes a disk, unless it is there.
@@ -64,8 +70,18 @@ impl Disks {
     /// # Errors
     /// As [`ext4::make`].
     pub fn create(&self, id: &DiskId, gib: u32) -> Result<PathBuf> {
-        let path = self.path(id);
+        let [path, _] = self.paths(id);
         ext4::make(&path, u64::from(gib) * GIB, "disk", ext4::LASTING)?;
+        Ok(path)
+    }
+
+    /// Makes a disk with nothing on it, unless it is there. It has its length at once or is not there.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` when the host takes no file of this length.
+    pub fn create_empty(&self, id: &DiskId, gib: u32) -> Result<PathBuf> {
+        let [_, path] = self.paths(id);
+        ext4::make_empty(&path, u64::from(gib) * GIB)?;
         Ok(path)
     }
 
@@ -74,15 +90,15 @@ impl Disks {
     /// # Errors
     /// `DiskNotFound` names the file.
     pub fn find(&self, id: &DiskId) -> Result<PathBuf> {
-        let path = self.path(id);
-        if path.is_file() {
-            Ok(path)
-        } else {
-            Err(Error::new(
-                ErrorKind::DiskNotFound,
-                format!("no disk {id} on this host: there is no file {}", path.display()),
-            ))
-        }
+        let paths = self.paths(id);
+        let [formatted, empty] = &paths;
+        let text = format!(
+            "no disk {id} on this host: there is no file {}, nor {}",
+            formatted.display(),
+            empty.display()
+        );
+        let found = paths.into_iter().find(|path| path.is_file());
+        found.ok_or_else(|| Error::new(ErrorKind::DiskNotFound, text))
     }
 
     /// Makes a disk's file so long; the file system in it stays as it is. Durable when it returns.
@@ -122,7 +138,9 @@ impl Disks {
         for entry in std::fs::read_dir(&self.dir).map_err(failed(action()))? {
             let path = entry.map_err(failed(action()))?.path();
             let name = path.file_stem().and_then(|name| name.to_str());
-            let is_disk = path.extension().is_some_and(|extension| extension == "ext4");
+            let is_disk = path
+                .extension()
+                .is_some_and(|extension| extension == FORMATTED || extension == EMPTY);
             let Some(id) = name.filter(|_| is_disk).and_then(DiskId::parse) else {
                 continue;
             };
@@ -144,19 +162,42 @@ impl Disks {
     /// # Errors
     /// Those of the file system.
     pub fn remove(&self, id: &DiskId) -> Result<()> {
-        let path = self.path(id);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed(format!("remove {}", path.display()))(error))
+        for path in self.paths(id) {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed(format!("remove {}", path.display()))(error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_for_a_device_is_empty_and_one_like_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = Disks::open(dir.path().join("disks")).unwrap();
+        let id = DiskId::parse("d-0").unwrap();
+        let path = disks.create_empty(&id, 20).unwrap();
+        let file = &disks.list().unwrap()[0];
+        assert_eq!((&file.id, file.size_bytes, file.used_bytes), (&id, 20 * GIB, 0));
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|file| std::os::unix::fs::FileExt::write_all_at(&file, b"x", 4096))
+            .unwrap();
+        assert_eq!(disks.create_empty(&id, 20).unwrap(), path);
+        assert!(disks.list().unwrap()[0].used_bytes > 0, "it was made anew");
+        disks.grow(&id, 21).unwrap();
+        assert_eq!(disks.find(&id).unwrap(), path);
+        disks.remove(&id).unwrap();
+        assert!(!disks.exists(&id) && !path.exists());
+    }
 
     #[test]
     fn a_disk_is_made_once_grows_and_is_never_half_there() {

@@ -1,4 +1,4 @@
-//! Files with an ext4 file system. Sparse: only what is used takes room. Calls block.
+//! Files with an ext4 file system, or room for one. Sparse: only what is used takes room. Calls block.
 
 use std::{
     fs::File,
@@ -41,11 +41,29 @@ pub fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 /// `FailedPrecondition` without `mkfs.ext4`, `ResourceExhausted` when the host's disk is full or its file system takes no file
 /// of this length, `Internal` with what `mkfs.ext4` printed.
 pub fn make(path: &Path, bytes: u64, label: &str, options: &[&str]) -> Result<()> {
+    make_by(path, |draft| format(draft, bytes, label, options))
+}
+
+/// As [`make`], without a file system.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_empty(path: &Path, bytes: u64) -> Result<()> {
+    make_by(path, |draft| {
+        let action = format!("make {} {bytes} bytes long", draft.display());
+        let file = File::create_new(draft).map_err(failed(action.clone()))?;
+        file.set_len(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(failed(action))
+    })
+}
+
+fn make_by(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
     let draft = path.with_extension(format!("{}.{DRAFT}", random::text(8)?));
-    let made = format(&draft, bytes, label, options).and_then(|()| {
+    let made = write(&draft).and_then(|()| {
         match renameat_with(CWD, &draft, CWD, path, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(()),
             // Somebody was faster.

@@ -84,7 +84,14 @@ impl Containers {
     /// # Errors
     /// `AlreadyExists`, `InvalidArgument` for the specification, `ResourceExhausted`; `DeadlineExceeded` when the server of a
     /// volume does not answer.
-    pub async fn create(&self, id: &str, image: Slice, spec: spec::Spec, lifecycle: Lifecycle) -> Result<()> {
+    pub async fn create(
+        &self,
+        id: &str,
+        image: Slice,
+        mut spec: spec::Spec,
+        lifecycle: Lifecycle,
+    ) -> Result<()> {
+        self.storage().give_devices(&mut spec)?;
         let nfs = self.storage().nfs();
         let parts = nfs.parts(&spec.mounts).await?;
         self.make(id, image, spec, lifecycle, parts)

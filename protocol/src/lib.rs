@@ -48,6 +48,8 @@ pub const EMPTYDIR_MOUNT_TYPE: &str = "emptydir";
 pub const FILES_MOUNT_TYPE: &str = "files";
 /// Mount type of a volume that has a slice of its own, in an OCI spec handed to the guest.
 pub const VOLUME_MOUNT_TYPE: &str = "volume";
+/// Mount type of a volume that has a slice of its own and is a device, in an OCI spec handed to the guest.
+pub const DEVICE_MOUNT_TYPE: &str = "device";
 /// Mount type of a volume on an NFS server, in an OCI spec handed to the guest.
 pub const NFS_MOUNT_TYPE: &str = "nfs";
 /// `type_url` of a [`sandbox::AttachVolume`] in `UpdateTaskRequest.resources`.

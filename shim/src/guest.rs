@@ -299,6 +299,7 @@ impl Guest {
             volume: volume.name.clone(),
             slice: MessageField::some(slice_message("vdb", "ext4", slice)),
             is_empty_dir: volume.is_empty_dir,
+            is_device: volume.is_device,
             gid: volume.gid,
             ..Default::default()
         };

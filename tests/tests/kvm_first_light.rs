@@ -103,6 +103,7 @@ fn main() -> ExitCode {
             a_full_volume_is_an_error_of_its_writer,
             a_disk_outlives_its_group_and_grows,
             a_kept_disk_is_listed_deleted_and_never_made_anew,
+            a_disk_as_a_device_keeps_what_is_written_to_it,
         },
         nfs::{
             groups_share_a_servers_files_and_bear_its_silence,

@@ -11,7 +11,7 @@ use k8s_openapi::{
         NFSVolumeSource, ObjectFieldSelector, Pod, PodCondition, PodDNSConfig, PodDNSConfigOption, PodIP,
         PodSecurityContext, PodSpec, PodStatus, ProjectedVolumeSource, ResourceRequirements,
         SecretKeySelector, SecretVolumeSource, SecurityContext, Sysctl, Volume,
-        VolumeMount as PodVolumeMount,
+        VolumeDevice as PodVolumeDevice, VolumeMount as PodVolumeMount,
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -365,6 +365,14 @@ fn container(spec: &ContainerSpec) -> Container {
             ..PodVolumeMount::default()
         })
         .collect();
+    let devices: Vec<_> = spec
+        .volume_devices
+        .iter()
+        .map(|device| PodVolumeDevice {
+            device_path: device.device_path.clone(),
+            name: device.name.clone(),
+        })
+        .collect();
     let env: Vec<_> = spec.env.iter().map(env_var).collect();
     let resources = spec.size.map(|size| {
         let limits = BTreeMap::from([
@@ -397,6 +405,7 @@ fn container(spec: &ContainerSpec) -> Container {
         env: (!env.is_empty()).then_some(env),
         ports: (!ports.is_empty()).then_some(ports),
         volume_mounts: (!mounts.is_empty()).then_some(mounts),
+        volume_devices: (!devices.is_empty()).then_some(devices),
         resources: Some(resources.unwrap_or_default()),
         security_context: Some(security(spec)),
         stdin: spec.stdin.then_some(true),

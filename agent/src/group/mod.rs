@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod conditions;
+mod devices;
 pub mod disk;
 pub mod driver;
 pub mod eci;

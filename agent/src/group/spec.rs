@@ -107,6 +107,9 @@ pub struct ContainerSpec {
     pub ports: Vec<PortSpec>,
     /// Mounted volumes.
     pub volume_mounts: Vec<VolumeMount>,
+    /// Volumes that are devices.
+    #[serde(default)]
+    pub volume_devices: Vec<VolumeDevice>,
     /// Limits; `None` = shares the group.
     pub size: Option<Size>,
     /// User.
@@ -194,6 +197,15 @@ pub struct VolumeMount {
     pub read_only: bool,
 }
 
+/// A volume that a container has as the device it is: nothing is mounted, and no file system made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDevice {
+    /// Name of the group's volume, a disk.
+    pub name: String,
+    /// Absolute path in the container.
+    pub device_path: String,
+}
+
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeSpec {
@@ -244,6 +256,15 @@ pub struct RegistryCredential {
 }
 
 impl GroupSpec {
+    /// Whether containers have this volume as a device.
+    pub fn is_device(&self, volume: &str) -> bool {
+        let mut devices = self
+            .containers
+            .iter()
+            .flat_map(|container| &container.volume_devices);
+        devices.any(|device| device.name == volume)
+    }
+
     /// Takes out what is not for reading: passwords, and what is in Secrets and volumes of files.
     pub fn hide_secrets(&mut self) {
         self.request = None;
@@ -346,6 +367,7 @@ pub(crate) mod testing {
             env: Vec::new(),
             ports: Vec::new(),
             volume_mounts: Vec::new(),
+            volume_devices: Vec::new(),
             size: None,
             run_as_user: None,
             run_as_group: None,

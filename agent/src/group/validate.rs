@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fmt::Display, net::IpAddr};
 
 use super::{
-    files,
+    devices, files,
     lifecycle::{self, Role},
     pod,
     size::{self, NoSuchSize, SizeTable},
@@ -404,6 +404,7 @@ impl Check {
         self.environment(container, path);
         self.ports(container, path);
         self.mounts(spec, container, path);
+        devices::check(spec, container, path, &mut self.found);
         self.security(container, path);
         lifecycle::check(container, path, &mut self.found);
         if let Some(size) = container.size {
@@ -491,6 +492,12 @@ impl Check {
                     path.field("name", "Name"),
                     &mount.name,
                     format!("no such volume; {known}"),
+                );
+            } else if spec.is_device(&mount.name) {
+                self.invalid(
+                    path.field("name", "Name"),
+                    &mount.name,
+                    "a container of the group has this volume as a device; valid: a volume is mounted or a device, not both",
                 );
             }
             let target = &mount.mount_path;

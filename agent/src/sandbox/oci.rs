@@ -453,6 +453,14 @@ fn volume_mounts(
             "options": options,
         }));
     }
+    for device in &container.volume_devices {
+        mounts.push(json!({
+            "destination": device.device_path,
+            "type": protocol::DEVICE_MOUNT_TYPE,
+            "source": device.name,
+            "options": [],
+        }));
+    }
     // A mount below another one must come after it.
     mounts.sort_by_key(|mount| {
         mount["destination"]
@@ -593,7 +601,7 @@ mod tests {
     use super::*;
     use crate::group::{
         nfs::NfsVolume,
-        spec::{EnvVar, Size, VolumeSpec, testing},
+        spec::{EnvVar, Size, VolumeDevice, VolumeSpec, testing},
     };
 
     fn facts() -> GroupFacts {
@@ -812,6 +820,20 @@ mod tests {
             assert_eq!(made["type"], "nfs");
             assert_eq!(made["options"], json!([expected, "subpath=b"]));
         }
+    }
+
+    #[test]
+    fn a_volume_that_is_a_device_is_not_mounted() {
+        let mut group = testing::group("g", 1);
+        group.containers[0].volume_devices = vec![VolumeDevice {
+            name: "v".into(),
+            device_path: "/dev/xvda".into(),
+        }];
+        assert!(group.is_device("v") && !group.is_device("w"));
+        let spec = container_spec(&group, &group.containers[0], "c", &resolved(&["x"]), &facts()).unwrap();
+        let value = serde_json::to_value(&spec).unwrap();
+        let made = value["mounts"].as_array().unwrap().last().unwrap();
+        assert_eq!((&made["type"], &made["source"]), (&json!("device"), &json!("v")));
     }
 
     #[test]

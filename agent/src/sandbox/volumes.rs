@@ -54,7 +54,8 @@ pub async fn attach(
 ) -> Result<()> {
     let is_mounted = |volume: &&VolumeSpec| {
         let mut mounts = container.volume_mounts.iter();
-        mounts.any(|mount| mount.name == volume.name)
+        let mut devices = container.volume_devices.iter();
+        mounts.any(|mount| mount.name == volume.name) || devices.any(|device| device.name == volume.name)
     };
     for volume in group.volumes.iter().filter(is_mounted) {
         let (from, attached) = match &volume.source {
@@ -127,9 +128,10 @@ pub async fn attach_one(
     volume: &VolumeSpec,
     connection: &SandboxConnection,
 ) -> Result<()> {
+    let is_device = group.is_device(&volume.name);
     let made = {
         let (parts, id, volume) = (Arc::clone(parts), id.clone(), volume.clone());
-        tokio::task::spawn_blocking(move || make(&parts, &id, &volume))
+        tokio::task::spawn_blocking(move || make(&parts, &id, &volume, is_device))
     };
     let path = made
         .await
@@ -138,21 +140,23 @@ pub async fn attach_one(
         volume: volume.name.clone(),
         path: path.to_string_lossy().into_owned(),
         is_empty_dir: matches!(volume.source, VolumeSource::EmptyDir { .. }),
-        gid: group.fs_group,
+        is_device,
+        gid: group.fs_group.filter(|_| !is_device),
         ..AttachVolume::default()
     };
     connection.attach_volume(&attach).await
 }
 
 /// Makes a volume's file. Blocks.
-fn make(parts: &HostParts, id: &GroupId, volume: &VolumeSpec) -> Result<PathBuf> {
+fn make(parts: &HostParts, id: &GroupId, volume: &VolumeSpec, is_device: bool) -> Result<PathBuf> {
     match &volume.source {
         VolumeSource::EmptyDir {
             size_limit_bytes: Some(bytes),
             ..
         } => parts.scratch.limited(id, &volume.name, *bytes),
         VolumeSource::Disk(disk @ DiskVolume { id: Some(id), .. }) => {
-            disk_file(&parts.disks, &parts.store, id, disk.new_gib)
+            let new = disk.new_gib.map(|gib| (gib, is_device));
+            disk_file(&parts.disks, &parts.store, id, new)
         }
         VolumeSource::EmptyDir { .. }
         | VolumeSource::Files(_)
@@ -164,9 +168,10 @@ fn make(parts: &HostParts, id: &GroupId, volume: &VolumeSpec) -> Result<PathBuf>
     }
 }
 
-/// The file of a disk, which is made the first time. One that was made and is gone is not made again: it was not empty.
-fn disk_file(disks: &Disks, store: &Store, id: &DiskId, new_gib: Option<u32>) -> Result<PathBuf> {
-    let Some(gib) = new_gib.filter(|_| !disks.exists(id)) else {
+/// The file of a disk, which is made the first time: so large, and empty if it is a device. One that was made and is gone is not
+/// made again: it was not empty.
+fn disk_file(disks: &Disks, store: &Store, id: &DiskId, new: Option<(u32, bool)>) -> Result<PathBuf> {
+    let Some((gib, is_device)) = new.filter(|_| !disks.exists(id)) else {
         return disks.find(id);
     };
     if store.disk_made(id)?.is_some() {
@@ -177,7 +182,11 @@ fn disk_file(disks: &Disks, store: &Store, id: &DiskId, new_gib: Option<u32>) ->
         let text = format!("{gone}, and it was made before: put the file back, or delete the group");
         return Err(Error::new(ErrorKind::DiskNotFound, text));
     }
-    let path = disks.create(id, gib)?;
+    let path = if is_device {
+        disks.create_empty(id, gib)?
+    } else {
+        disks.create(id, gib)?
+    };
     store.note_disk(id, now_ms())?;
     Ok(path)
 }
@@ -192,18 +201,22 @@ mod tests {
         let disks = Disks::open(dir.path().join("disks")).unwrap();
         let store = Store::open(&dir.path().join("store.redb")).unwrap();
         let id = DiskId::parse("d-0").unwrap();
-        let path = disk_file(&disks, &store, &id, Some(20)).unwrap();
-        assert_eq!(disk_file(&disks, &store, &id, Some(20)).unwrap(), path);
+        let path = disk_file(&disks, &store, &id, Some((20, false))).unwrap();
+        assert_eq!(disk_file(&disks, &store, &id, Some((20, false))).unwrap(), path);
         assert_eq!(disk_file(&disks, &store, &id, None).unwrap(), path);
         std::fs::remove_file(&path).unwrap();
-        for new_gib in [Some(20), None] {
-            let error = disk_file(&disks, &store, &id, new_gib).unwrap_err();
+        for new in [Some((20, false)), None] {
+            let error = disk_file(&disks, &store, &id, new).unwrap_err();
             assert_eq!(error.kind, ErrorKind::DiskNotFound);
             assert!(error.message.contains(path.to_str().unwrap()), "{error}");
             assert!(!path.exists());
         }
         store.forget_disk(&id).unwrap();
-        assert!(disk_file(&disks, &store, &id, Some(20)).unwrap().exists());
+        assert!(
+            disk_file(&disks, &store, &id, Some((20, false)))
+                .unwrap()
+                .exists()
+        );
     }
 
     #[tokio::test]

@@ -57,6 +57,7 @@ pub(super) fn attached(request: AttachVolumeRequest) -> Result<Attach> {
         name: request.volume,
         slice,
         is_empty_dir: request.is_empty_dir,
+        is_device: request.is_device,
         gid: request.gid,
     }))
 }

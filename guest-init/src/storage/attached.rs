@@ -1,5 +1,5 @@
-//! Volumes that have a slice of their own: limited empty directories, and disks. They stay mounted as long as the sandbox
-//! lives, whichever containers come and go, and grow when their slice does.
+//! Volumes that have a slice of their own: limited empty directories, and disks, as file systems or as the devices they are.
+//! They stay as long as the sandbox lives, whichever containers come and go, and grow when their slice does.
 
 use std::{
     fs,
@@ -19,6 +19,11 @@ use crate::{
 
 /// Mount type of a volume with a slice of its own.
 pub(super) const KIND: &str = protocol::VOLUME_MOUNT_TYPE;
+/// Mount type of such a volume that is a device.
+pub(super) const DEVICE_KIND: &str = protocol::DEVICE_MOUNT_TYPE;
+/// Permissions of a device, and the group that Linux systems have for disks.
+const DEVICE_MODE: u32 = 0o660;
+const DEVICE_GROUP: u32 = 6;
 /// What the group of a disk may do with a directory, and with a file (Kubernetes, `pkg/volume/volume_linux.go`).
 const GROUP_DIRECTORY: u32 = 0o070 | SET_GROUP;
 const GROUP_FILE: u32 = 0o060;
@@ -33,9 +38,15 @@ pub(super) struct Attached {
 struct Volume {
     name: String,
     slice: Slice,
-    mounted: PathBuf,
-    /// What containers see as its root.
-    root: PathBuf,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Where its file system is mounted, and what containers see as its root.
+    Mounted { at: PathBuf, root: PathBuf },
+    /// Its device.
+    Device(PathBuf),
 }
 
 /// A volume to attach.
@@ -47,6 +58,8 @@ pub struct AttachedVolume {
     pub slice: Slice,
     /// Containers see an empty directory, not the root of its file system.
     pub is_empty_dir: bool,
+    /// Containers see its device, and whatever is on it.
+    pub is_device: bool,
     /// Group that owns it.
     pub gid: Option<u32>,
 }
@@ -56,6 +69,11 @@ impl Attached {
     pub(super) fn attach(&mut self, wanted: AttachedVolume, disks: &Disks, directory: &Path) -> Result<()> {
         check_name("volume", &wanted.name)?;
         if let Some(volume) = self.volumes.iter_mut().find(|volume| volume.name == wanted.name) {
+            let is_device = matches!(volume.place, Place::Device(_));
+            if is_device != wanted.is_device {
+                let text = format!("volume {:?} is a device or mounted, not both", wanted.name);
+                return Err(Error::new(ErrorKind::FailedPrecondition, text));
+            }
             if volume.slice == wanted.slice {
                 return Ok(());
             }
@@ -64,13 +82,24 @@ impl Attached {
                 return Err(Error::new(ErrorKind::FailedPrecondition, text));
             }
             wanted.slice.resize(disks)?;
-            grow(&volume.mounted, &wanted.slice)?;
+            if let Place::Mounted { at, .. } = &volume.place {
+                grow(at, &wanted.slice)?;
+            }
             volume.slice = wanted.slice;
             return Ok(());
         }
         if self.volumes.len() >= protocol::MAX_ATTACHED_VOLUMES {
             let text = format!("the sandbox has {} volumes", protocol::MAX_ATTACHED_VOLUMES);
             return Err(Error::new(ErrorKind::ResourceExhausted, text));
+        }
+        if wanted.is_device {
+            let device = wanted.slice.add(disks)?;
+            self.volumes.push(Volume {
+                name: wanted.name,
+                slice: wanted.slice,
+                place: Place::Device(device),
+            });
+            return Ok(());
         }
         let mounted = directory.join("attached").join(&wanted.name);
         fs::create_dir_all(&mounted).context(|| format!("make {}", mounted.display()))?;
@@ -80,8 +109,7 @@ impl Attached {
                 self.volumes.push(Volume {
                     name: wanted.name,
                     slice: wanted.slice,
-                    mounted,
-                    root,
+                    place: Place::Mounted { at: mounted, root },
                 });
                 Ok(())
             }
@@ -94,10 +122,9 @@ impl Attached {
         }
     }
 
-    /// The directory of the volume that a mount names.
-    pub(super) fn find(&self, index: usize, mount: &spec::Mount) -> Result<PathBuf> {
+    fn place(&self, index: usize, mount: &spec::Mount) -> Result<&Place> {
         let found = self.volumes.iter().find(|volume| volume.name == mount.source);
-        found.map(|volume| volume.root.clone()).ok_or_else(|| {
+        found.map(|volume| &volume.place).ok_or_else(|| {
             let text = format!(
                 "mounts[{index}].source is {:?}: no such volume is attached",
                 mount.source
@@ -106,10 +133,51 @@ impl Attached {
         })
     }
 
+    /// The directory of the volume that a mount names.
+    pub(super) fn find(&self, index: usize, mount: &spec::Mount) -> Result<PathBuf> {
+        match self.place(index, mount)? {
+            Place::Mounted { root, .. } => Ok(root.clone()),
+            Place::Device(_) => Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!(
+                    "mounts[{index}].source is {:?}: that volume is a device",
+                    mount.source
+                ),
+            )),
+        }
+    }
+
+    /// The device of the volume that a mount names, as the container is to have it.
+    pub(super) fn device(&self, index: usize, mount: &spec::Mount) -> Result<spec::Device> {
+        let Place::Device(path) = self.place(index, mount)? else {
+            let text = format!(
+                "mounts[{index}].source is {:?}: that volume is no device",
+                mount.source
+            );
+            return Err(Error::new(ErrorKind::FailedPrecondition, text));
+        };
+        let number = fs::metadata(path)
+            .context(|| format!("look at {}", path.display()))?
+            .rdev();
+        Ok(spec::Device {
+            path: mount.destination.clone(),
+            kind: "b".into(),
+            major: rustix::fs::major(number),
+            minor: rustix::fs::minor(number),
+            file_mode: Some(DEVICE_MODE),
+            uid: 0,
+            gid: DEVICE_GROUP,
+        })
+    }
+
     /// Unmounts all, so that they are clean. Failures are told and passed over.
     pub(super) fn unmount_all(&mut self, disks: &Disks) {
         for volume in self.volumes.drain(..) {
-            if let Err(error) = volume.slice.unmount(disks, &volume.mounted) {
+            let ended = match &volume.place {
+                Place::Mounted { at, .. } => volume.slice.unmount(disks, at),
+                Place::Device(_) => volume.slice.remove(disks),
+            };
+            if let Err(error) = ended {
                 crate::log::failure("unmount a volume", &error);
             }
         }
@@ -175,4 +243,70 @@ fn give(path: &Path, kind: &fs::Metadata, gid: u32, mode: u32) -> std::io::Resul
         return Ok(());
     }
     fs::set_permissions(path, fs::Permissions::from_mode(kind.mode() & 0o7777 | mode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_a_device_or_mounted() {
+        let slice = |partition| Slice::parse("slice", "vdb", partition, 0, 4096, "ext4").unwrap();
+        let mut attached = Attached {
+            volumes: vec![
+                Volume {
+                    name: "device".into(),
+                    slice: slice(2),
+                    // One whose numbers are the same everywhere.
+                    place: Place::Device("/dev/null".into()),
+                },
+                Volume {
+                    name: "mounted".into(),
+                    slice: slice(3),
+                    place: Place::Mounted {
+                        at: "/at".into(),
+                        root: "/at/data".into(),
+                    },
+                },
+            ],
+        };
+        let mount = |source: &str| spec::Mount {
+            destination: "/dev/xvda".into(),
+            source: source.into(),
+            ..Default::default()
+        };
+        let device = attached.device(4, &mount("device")).unwrap();
+        assert_eq!(
+            (
+                device.path.as_str(),
+                device.kind.as_str(),
+                device.major,
+                device.minor
+            ),
+            ("/dev/xvda", "b", 1, 3)
+        );
+        assert_eq!(
+            attached.find(4, &mount("mounted")).unwrap(),
+            Path::new("/at/data")
+        );
+        for error in [
+            attached.find(4, &mount("device")).unwrap_err(),
+            attached.device(4, &mount("mounted")).unwrap_err(),
+            attached.device(4, &mount("other")).unwrap_err(),
+        ] {
+            assert_eq!(error.kind, ErrorKind::FailedPrecondition);
+            assert!(error.to_string().starts_with("mounts[4].source"), "{error}");
+        }
+        let again = AttachedVolume {
+            name: "device".into(),
+            slice: slice(2),
+            is_empty_dir: false,
+            is_device: false,
+            gid: None,
+        };
+        let error = attached
+            .attach(again, &Disks::default(), Path::new("/"))
+            .unwrap_err();
+        assert!(error.to_string().contains("not both"), "{error}");
+    }
 }

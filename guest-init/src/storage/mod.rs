@@ -201,6 +201,24 @@ impl Storage {
         Ok(())
     }
 
+    /// Turns the mounts of volumes that are devices into devices of the specification.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when there is no such volume, or it is none.
+    pub fn give_devices(&self, spec: &mut spec::Spec) -> Result<()> {
+        let is_device = |mount: &spec::Mount| mount.kind == attached::DEVICE_KIND;
+        for (index, mount) in spec
+            .mounts
+            .iter()
+            .enumerate()
+            .filter(|(_, mount)| is_device(mount))
+        {
+            spec.linux.devices.push(self.attached.device(index, mount)?);
+        }
+        spec.mounts.retain(|mount| !is_device(mount));
+        Ok(())
+    }
+
     /// Unmounts the root file system and lets go of its slices; the writable layer is left to
     /// [`Storage::discard`].
     ///

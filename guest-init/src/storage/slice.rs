@@ -152,8 +152,8 @@ impl Slice {
         (disk.to_owned(), self.partition.unsigned_abs())
     }
 
-    /// Adds the partition and mounts it at `target`.
-    pub(super) fn mount(&self, disks: &Disks, target: &Path) -> Result<()> {
+    /// Adds the partition, and says where its device is.
+    pub(super) fn add(&self, disks: &Disks) -> Result<PathBuf> {
         let path = disks.path(self.disk);
         let disk = File::open(path).context(|| format!("open {}", path.display()))?;
         sys::block::add_partition(disk.as_fd(), self.partition, self.offset_bytes, self.length_bytes)
@@ -166,6 +166,12 @@ impl Slice {
                     self.length_bytes
                 )
             })?;
+        Ok(disks.partition(self.disk, self.partition))
+    }
+
+    /// Adds the partition and mounts it at `target`.
+    pub(super) fn mount(&self, disks: &Disks, target: &Path) -> Result<()> {
+        let device = self.add(disks)?;
         let (kind, flags, options): (_, _, &CStr) = match self.file_system {
             FileSystem::Erofs => ("erofs", MountFlags::RDONLY | MountFlags::NODEV, c""),
             FileSystem::Ext4 if self.disk == Disk::ReadOnly => {
@@ -173,11 +179,10 @@ impl Slice {
             }
             FileSystem::Ext4 => ("ext4", MountFlags::NODEV | MountFlags::NOATIME, c"discard"),
         };
-        let device = disks.partition(self.disk, self.partition);
         let mounted = mount(&device, target, kind, flags, options)
             .context(|| format!("mount {kind} from {} at {}", device.display(), target.display()));
         if mounted.is_err() {
-            let _ = sys::block::remove_partition(disk.as_fd(), self.partition);
+            let _ = self.remove(disks);
         }
         mounted
     }
@@ -213,6 +218,11 @@ impl Slice {
     /// Unmounts `target` and removes the partition.
     pub(super) fn unmount(&self, disks: &Disks, target: &Path) -> Result<()> {
         unmount(target, UnmountFlags::NOFOLLOW).context(|| format!("unmount {}", target.display()))?;
+        self.remove(disks)
+    }
+
+    /// Removes the partition; what was written to it is on the disk then.
+    pub(super) fn remove(&self, disks: &Disks) -> Result<()> {
         let path = disks.path(self.disk);
         let disk = File::open(path).context(|| format!("open {}", path.display()))?;
         sys::block::remove_partition(disk.as_fd(), self.partition)

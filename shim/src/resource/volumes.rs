@@ -39,10 +39,12 @@ pub enum VolumeSpec {
 pub struct FileVolume {
     /// Its name.
     pub name: String,
-    /// A file with an ext4 file system.
+    /// A file with an ext4 file system, or a device's.
     pub path: PathBuf,
     /// Containers see an empty directory.
     pub is_empty_dir: bool,
+    /// Containers see a device.
+    pub is_device: bool,
     /// Group that owns it.
     pub gid: Option<u32>,
 }
@@ -205,6 +207,7 @@ mod tests {
             name: name.into(),
             path: "/v".into(),
             is_empty_dir: false,
+            is_device: false,
             gid: None,
         };
         assert_eq!(place(&mut attached, &spec("a"), (1, 1), 4096).unwrap(), 0);

@@ -332,6 +332,7 @@ pub fn volume(message: &[u8]) -> Result<VolumeSpec> {
         path: check_absolute("path", &message.path)?,
         name: message.volume,
         is_empty_dir: message.is_empty_dir,
+        is_device: message.is_device,
         gid: message.gid,
     }))
 }

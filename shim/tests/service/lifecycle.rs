@@ -484,6 +484,7 @@ async fn volumes_are_attached_once_and_grow() {
             volume: name.into(),
             path: path.to_str().unwrap().into(),
             gid: Some(7),
+            is_device: name == "w",
             ..Default::default()
         };
         UpdateTaskRequest {
@@ -518,19 +519,20 @@ async fn volumes_are_attached_once_and_grow() {
             );
             (
                 volume.volume.clone(),
+                volume.is_device,
                 slice.partition,
                 slice.offset_bytes,
                 slice.length_bytes,
             )
         })
         .collect();
-    let (v, w) = (slices[0].2, slices[2].2);
+    let (v, w) = (slices[0].3, slices[2].3);
     assert_eq!(
         slices,
         [
-            ("v".to_owned(), 2, v, 1 << 20),
-            ("v".to_owned(), 2, v, 3 << 20),
-            ("w".to_owned(), 3, w, 4096),
+            ("v".to_owned(), false, 2, v, 1 << 20),
+            ("v".to_owned(), false, 2, v, 3 << 20),
+            ("w".to_owned(), true, 3, w, 4096),
         ]
     );
     // What has grown is mapped behind what was there.

@@ -419,3 +419,75 @@ pub(crate) fn a_kept_disk_is_listed_deleted_and_never_made_anew(stage: &mut Stag
     ensure!(removed.trim() == disk && !file.exists(), "removed {removed:?}");
     host.ecictl(&["disk", "rm", disk])?.refused(1, &["no disk", disk])
 }
+
+pub(crate) fn a_disk_as_a_device_keeps_what_is_written_to_it(stage: &mut Stage) -> Result<()> {
+    let tools = stage.tools();
+    let host = &stage.host;
+    let pod = |name: &str, options: serde_json::Value| {
+        let volumes =
+            json!([{ "name": "d", "flexVolume": { "driver": "alicloud/disk", "options": options } }]);
+        Pod::new(name)
+            .spec(json!({ "restartPolicy": "Always", "volumes": volumes }))
+            .container_with(
+                "main",
+                &tools,
+                SAY_HELLO,
+                json!({ "volumeDevices": [{ "name": "d", "devicePath": "/dev/xvda" }] }),
+            )
+    };
+    host.create(&pod("device", json!({ "volumeSize": "20" })))?;
+    let write = "i=0; while [ $i -lt 65536 ]; do echo $i; i=$((i + 1)); done > /tmp/w && stat -c %s /tmp/w && \
+                 dd if=/tmp/w of=/dev/xvda bs=4096 seek=1000000 conv=notrunc,fsync 2>/dev/null && sha256sum < /tmp/w";
+    let read =
+        |n: &str| format!("dd if=/dev/xvda bs=4096 skip=1000000 2>/dev/null | head -c {n} | sha256sum");
+    for (script, expected) in [
+        ("stat -c '%F %a %u %g' /dev/xvda", "block special file 660 0 6\n"),
+        // No file system is on it, and none is mounted from it.
+        (
+            "dd if=/dev/xvda bs=65536 count=16 2>/dev/null | tr -d '\\0' | wc -c",
+            "0\n",
+        ),
+        ("grep -c ext4.*xvda /proc/mounts || true", "0\n"),
+        (
+            "dd if=/dev/xvda bs=1M skip=20479 2>/dev/null | wc -c",
+            "1048576\n",
+        ),
+    ] {
+        let found = said(host, "device", "main", script)?;
+        ensure!(found == expected, "{script:?} says {found:?}, not {expected:?}");
+    }
+    let written = said(host, "device", "main", write)?;
+    let (n_bytes, sum) = written.split_once('\n').context("two lines")?;
+
+    // Across a restart of the container, and in the next group that has the disk.
+    // It may end with what it killed before it is asked how it ended.
+    host.exec("device", "main", &["/bin/sh", "-c", "kill 1"])?;
+    let group = host.wait_group("device", "its container to run again", |group| {
+        let container = &group["status"]["containers"][0];
+        container["restart_count"] == 1 && container["state"]["Running"].is_object()
+    })?;
+    let found = said(host, "device", "main", &read(n_bytes))?;
+    ensure!(found == sum, "after the restart: {found:?}, not {sum:?}");
+    host.ecictl(&["resize", "device", "d", "21"])?.success()?;
+    let found = said(
+        host,
+        "device",
+        "main",
+        "dd if=/dev/xvda bs=1M skip=21503 2>/dev/null | wc -c",
+    )?;
+    ensure!(found == "1048576\n", "after it grew: {found:?}");
+    host.remove("device")?;
+    let disk = group["spec"]["volumes"][0]["source"]["Disk"]["id"]
+        .as_str()
+        .with_context(|| format!("no disk in {group}"))?;
+    host.create(&pod(
+        "next",
+        json!({ "volumeId": disk, "deleteWithInstance": "true" }),
+    ))?;
+    let found = said(host, "next", "main", &read(n_bytes))?;
+    ensure!(found == sum, "in the next group: {found:?}, not {sum:?}");
+    host.remove("next")?;
+    let left = host.ecictl(&["disk", "ls", "-o", "json"])?.success()?;
+    ensure!(left.trim() == "[]", "disks are left: {left}");
+    Ok(())
+}

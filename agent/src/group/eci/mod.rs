@@ -393,6 +393,7 @@ fn convert_container(reader: &Reader<'_>, index: usize, role: Role) -> Container
                 }
             })
             .collect(),
+        volume_devices: Vec::new(),
         size: None,
         run_as_user: id(&security, "RunAsUser"),
         run_as_group: id(reader, "SecurityContextRunAsGroup"),

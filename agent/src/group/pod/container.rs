@@ -4,7 +4,7 @@ use super::lifecycle;
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerPort, EnvVar as PodEnvVar, PodSecurityContext, ResourceRequirements,
-        SecurityContext, VolumeMount as PodVolumeMount,
+        SecurityContext, VolumeDevice as PodVolumeDevice, VolumeMount as PodVolumeMount,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -14,7 +14,7 @@ use crate::group::{
     lifecycle::{Lifecycle, Role, TERMINATION_MESSAGE_PATH},
     quantity,
     size::Wanted,
-    spec::{ContainerSpec, EnvValue, EnvVar, ImagePullPolicy, PortSpec, VolumeMount},
+    spec::{ContainerSpec, EnvValue, EnvVar, ImagePullPolicy, PortSpec, VolumeDevice, VolumeMount},
     violation::{ViolationKind, Violations},
 };
 
@@ -101,11 +101,6 @@ pub(super) fn convert(
         "restartPolicyRules",
         "not supported; set spec.restartPolicy",
     );
-    refuse(
-        volume_devices.is_some_and(|list| !list.is_empty()),
-        "volumeDevices",
-        "not supported; use volumeMounts",
-    );
 
     let falls_back_to_logs = match termination_message_policy.as_deref() {
         None | Some("" | "File") => false,
@@ -164,6 +159,11 @@ pub(super) fn convert(
             .into_iter()
             .enumerate()
             .map(|(index, mount)| convert_mount(mount, &format!("{path}.volumeMounts[{index}]"), found))
+            .collect(),
+        volume_devices: volume_devices
+            .unwrap_or_default()
+            .into_iter()
+            .map(|PodVolumeDevice { device_path, name }| VolumeDevice { name, device_path })
             .collect(),
         size: None,
         stdin: stdin.unwrap_or(false),
@@ -300,6 +300,7 @@ fn security(
         env: Vec::new(),
         ports: Vec::new(),
         volume_mounts: Vec::new(),
+        volume_devices: Vec::new(),
         size: None,
         run_as_user,
         run_as_group,
