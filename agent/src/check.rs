@@ -75,7 +75,14 @@ pub fn run(config: &Config) -> Vec<Check> {
     checks.push(starts(tuning::moves_are_fast(), config.sandbox.fast_cgroup_moves));
     if config.network.enabled {
         checks.push(device("tun", "/dev/net/tun", "modprobe tun"));
-        checks.push(bridge());
+        checks.push(module("bridge", "bridge", "set network.enabled = false"));
+        if !config.security_group.is_empty() {
+            checks.push(module(
+                "security groups",
+                "nf_conntrack_bridge",
+                "remove [[security_group]] from the configuration",
+            ));
+        }
         checks.push(program("nft", "install nftables"));
         checks.push(
             device(
@@ -223,25 +230,36 @@ fn device(name: &'static str, path: &str, fix: &str) -> Check {
     }
 }
 
-fn bridge() -> Check {
-    let loaded = Path::new("/sys/module/bridge").exists();
-    if loaded {
-        return Check::ok("bridge", "the kernel has it");
-    }
+/// A part of the kernel that it may have built in, loaded, or on disk.
+fn module(name: &'static str, module: &str, instead: &str) -> Check {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy().into_owned();
     let modules = Path::new("/lib/modules").join(&release);
+    find_module(
+        name,
+        module,
+        &Path::new("/sys/module").join(module),
+        &modules,
+        instead,
+    )
+}
+
+fn find_module(name: &'static str, module: &str, loaded: &Path, modules: &Path, instead: &str) -> Check {
+    if loaded.exists() {
+        return Check::ok(name, "the kernel has it");
+    }
+    let file = format!("/{module}.ko");
     let listed = ["modules.dep", "modules.builtin"]
         .iter()
         .filter_map(|name| fs::read_to_string(modules.join(name)).ok())
-        .any(|text| text.contains("/bridge.ko"));
+        .any(|text| text.contains(&file));
     if listed {
-        Check::ok("bridge", "the kernel loads it when needed")
+        Check::ok(name, "the kernel loads it when needed")
     } else {
         Check::failed(
-            "bridge",
-            format!("neither loaded nor in {}", modules.display()),
-            "modprobe bridge, or set network.enabled = false",
+            name,
+            format!("{module} is neither loaded nor in {}", modules.display()),
+            format!("modprobe {module}, or {instead}"),
         )
     }
 }
@@ -319,6 +337,26 @@ mod tests {
 
     fn error(kind: io::ErrorKind) -> io::Result<()> {
         Err(kind.into())
+    }
+
+    #[test]
+    fn a_module_is_loaded_or_on_disk_or_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let loaded = dir.path().join("loaded");
+        let check = || find_module("m", "nf_conntrack_bridge", &loaded, dir.path(), "do without");
+        let missing = check();
+        assert_eq!(missing.outcome, Outcome::Failed);
+        assert_eq!(missing.fix, "modprobe nf_conntrack_bridge, or do without");
+        let path = dir.path().join("modules.dep");
+        fs::write(
+            &path,
+            "kernel/net/bridge/netfilter/nf_conntrack_bridge.ko: x.ko\n",
+        )
+        .unwrap();
+        assert_eq!(check().found, "the kernel loads it when needed");
+        fs::write(&path, "").unwrap();
+        fs::create_dir(&loaded).unwrap();
+        assert_eq!(check().found, "the kernel has it");
     }
 
     #[test]

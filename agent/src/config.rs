@@ -8,7 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::image::ImageConfig;
+use crate::{
+    image::ImageConfig,
+    network::security::{self, SecurityGroup},
+};
 
 /// Prefix of the variables that override the file. `ECI_AGENT_NETWORK__SUBNET` is the field `subnet` of `[network]`.
 pub const ENV_PREFIX: &str = "ECI_AGENT_";
@@ -103,6 +106,8 @@ pub struct Config {
     pub readonly: ReadonlyConfig,
     /// The local socket of `ecictl`.
     pub admin: AdminConfig,
+    /// Security groups that container groups may be members of.
+    pub security_group: Vec<SecurityGroup>,
 }
 
 /// The agent's own log.
@@ -283,6 +288,7 @@ impl Default for Config {
             kubelet: KubeletConfig::default(),
             readonly: ReadonlyConfig::default(),
             admin: AdminConfig::default(),
+            security_group: Vec::new(),
         }
     }
 }
@@ -505,6 +511,7 @@ impl Config {
         if !(576..=9216).contains(&self.network.mtu) {
             return field("network.mtu", self.network.mtu.to_string(), "give 576 to 9216");
         }
+        security::check(&self.security_group)?;
         for (name, value) in [
             ("capacity.cpu_overcommit", self.capacity.cpu_overcommit),
             ("capacity.memory_overcommit", self.capacity.memory_overcommit),

@@ -26,6 +26,8 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// With a `client_token` seen before, returns the group of that time.
     async fn create(&self, spec: GroupSpec, client_token: Option<String>) -> Result<GroupId>;
+    /// Whether a checked group would be accepted now, as far as that can be told without taking anything for it.
+    async fn check(&self, spec: &GroupSpec) -> Result<()>;
     /// All groups, by creation time.
     async fn list(&self) -> Vec<Group>;
     /// One group.

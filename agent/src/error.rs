@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::group::violation::{ViolationKind, Violations};
+
 /// What a caller may match on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -34,6 +36,7 @@ pub struct Error {
     /// One or more sentences for the user; the source is not repeated in it.
     pub message: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    violations: Option<Violations>,
 }
 
 /// Result of the engine.
@@ -46,6 +49,7 @@ impl Error {
             kind,
             message: message.into(),
             source: None,
+            violations: None,
         }
     }
 
@@ -59,7 +63,27 @@ impl Error {
             kind,
             message: message.into(),
             source: Some(source.into()),
+            violations: None,
         }
+    }
+
+    /// A group that this host does not take, for these reasons.
+    pub fn refused(violations: Violations) -> Self {
+        let kind = match violations.0.first().map(|violation| violation.kind) {
+            Some(ViolationKind::UnknownSecurityGroup) => ErrorKind::NotFound,
+            _ => ErrorKind::InvalidArgument,
+        };
+        Self {
+            kind,
+            message: violations.to_string(),
+            source: None,
+            violations: Some(violations),
+        }
+    }
+
+    /// What is wrong with the group, for doors with codes of their own.
+    pub fn violations(&self) -> Option<&Violations> {
+        self.violations.as_ref()
     }
 
     /// The message followed by the whole chain of causes, as logs and users see it.

@@ -2,6 +2,7 @@
 
 mod disks;
 mod images;
+mod network;
 mod snapshots;
 mod stats;
 mod update;
@@ -46,7 +47,6 @@ use crate::{
         view,
     },
     logs,
-    network::Network,
     parts::{HostParts, now_ms},
     profile, random,
     sandbox::{
@@ -86,11 +86,7 @@ impl Host {
         }
         let store = Store::open(&config.state_dir.join("store.redb"))?.counting(Moments::from_environment()?);
         let records = store.records()?;
-        let leases = records
-            .iter()
-            .filter_map(|record| Some((record.group.id.clone(), record.ip?)))
-            .collect();
-        let network = Network::open(config.network.clone(), &leases).await?;
+        let network = network::open(&config, &records).await?;
         let scratch = {
             let (dir, size_gib) = (config.state_dir.join("scratch"), config.sandbox.scratch_gib);
             tokio::task::spawn_blocking(move || ScratchDisks::open(dir, size_gib))
@@ -346,6 +342,7 @@ impl Host {
                 ));
             }
         }
+        self.admit_to_network(spec)?;
         let running: Vec<Size> = groups.iter().filter_map(|group| group.reserved()).collect();
         let config = &self.parts.config;
         capacity::admit(
@@ -421,6 +418,10 @@ fn container_index(group: &Group, name: Option<&str>) -> Result<usize> {
 impl Engine for Host {
     async fn create(&self, spec: GroupSpec, client_token: Option<String>) -> Result<GroupId> {
         self.accept(spec, client_token, None).await
+    }
+
+    async fn check(&self, spec: &GroupSpec) -> Result<()> {
+        self.admit(spec)
     }
 
     async fn snapshot(&self, id: &GroupId) -> Result<SnapshotInfo> {

@@ -27,6 +27,13 @@ pub const KEY_SECRET: &str = "system-test-secret";
 /// Bearer token that port 10250 knows.
 pub const TOKEN: &str = "system-test-token";
 
+/// A security group whose members anybody reaches at [`OPEN_PORT`].
+pub const SECURITY_GROUP: &str = "sg-open-port";
+/// That port.
+pub const OPEN_PORT: u16 = 8080;
+/// A security group whose members reach nothing but that port of members of [`SECURITY_GROUP`].
+pub const SILENT_GROUP: &str = "sg-silent";
+
 /// Which groups of a host go on from templates instead of booting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Templates {
@@ -120,6 +127,18 @@ bearer_tokens = ["{TOKEN}"]
 
 [readonly]
 listen = "{readonly}"
+
+[[security_group]]
+id = "{SECURITY_GROUP}"
+
+[[security_group.ingress]]
+protocol = "tcp"
+ports = ["{OPEN_PORT}"]
+peers = ["0.0.0.0/0"]
+
+[[security_group]]
+id = "{SILENT_GROUP}"
+egress = [{{ protocol = "tcp", ports = ["{OPEN_PORT}"], peers = ["{SECURITY_GROUP}"] }}]
 "#,
             state = state_dir.display(),
             run = dir.join("run").display(),

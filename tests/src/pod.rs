@@ -90,6 +90,13 @@ impl Pod {
         self
     }
 
+    /// Adds an annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.manifest["metadata"]["annotations"][key] = value.into();
+        self
+    }
+
     /// The manifest as JSON, which is YAML too.
     pub fn manifest(&self) -> String {
         self.manifest.to_string()

@@ -66,6 +66,9 @@ fn main() -> ExitCode {
             input_ends_where_the_caller_ends_it,
             what_cannot_be_run_is_named,
         },
+        network::{
+            groups_are_reached_as_they_are_allowed,
+        },
         recovery::{
             a_killed_agent_finds_its_groups_as_they_were,
         },

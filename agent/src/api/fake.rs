@@ -26,10 +26,11 @@ use crate::{
     group::{
         conditions,
         disk::DiskId,
-        pod,
+        network, pod,
         size::SizeTable,
         spec::{GroupSpec, ImagePullPolicy, RegistryCredential},
         status::{ContainerState, ContainerStatus, Event, EventKind, Group, GroupId, GroupStatus, Phase},
+        violation::{ViolationKind, Violations},
     },
     snapshots::SnapshotId,
 };
@@ -187,6 +188,7 @@ async fn play(
 impl Engine for FakeEngine {
     async fn create(&self, spec: GroupSpec, client_token: Option<String>) -> Result<GroupId> {
         self.record(format!("create {}", spec.name));
+        self.check(&spec).await?;
         if let Some(token) = &client_token
             && let Some((before, id)) = self.tokens.lock().unwrap().get(token)
         {
@@ -213,6 +215,20 @@ impl Engine for FakeEngine {
         }
         self.groups.send_modify(|groups| groups.push(group));
         Ok(id)
+    }
+
+    /// Knows no security groups.
+    async fn check(&self, spec: &GroupSpec) -> Result<()> {
+        let mut found = Violations::default();
+        for id in &spec.network.security_groups {
+            let field = network::security_group_field(spec.door);
+            found.add(ViolationKind::UnknownSecurityGroup, field, id, "valid: none");
+        }
+        if found.0.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::refused(found))
+        }
     }
 
     async fn list(&self) -> Vec<Group> {

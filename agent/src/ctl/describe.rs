@@ -47,6 +47,7 @@ fn render(group: &Group) -> String {
     };
     optional("Message", Some(status.message.clone()));
     optional("Address", status.ip.clone());
+    optional("Security", Some(spec.network.security_groups.join(", ")));
     optional("Size", Some(size::text(spec.size)));
     optional("Restart", Some(format!("{:?}", spec.restart_policy)));
     optional("Host name", Some(spec.hostname.clone()));

@@ -14,6 +14,7 @@ pub mod files;
 pub mod images;
 mod jobs;
 pub mod lifecycle;
+pub mod network;
 pub mod nfs;
 pub mod plan;
 pub mod pod;

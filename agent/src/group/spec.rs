@@ -8,6 +8,7 @@ use super::disk::DiskVolume;
 use super::eci::params::Params;
 use super::files::{Content, FileVolume};
 use super::lifecycle::Lifecycle;
+use super::network::NetworkSpec;
 use super::nfs::NfsVolume;
 
 /// A container group as wanted. Doors check it before the engine sees it.
@@ -52,6 +53,9 @@ pub struct GroupSpec {
     /// Groups that every process has beside its own.
     #[serde(default)]
     pub supplemental_groups: SupplementalGroups,
+    /// Its place in the host's network.
+    #[serde(default)]
+    pub network: NetworkSpec,
     /// Which door it came through; kept for describing it in the same words.
     pub door: Door,
     /// The parameters it was made of at the ECI door, which an update changes.
@@ -351,6 +355,7 @@ pub(crate) mod testing {
             sysctls: BTreeMap::new(),
             fs_group: None,
             supplemental_groups: SupplementalGroups::default(),
+            network: NetworkSpec::default(),
             door: Door::Pod,
             request: None,
         }

@@ -5,7 +5,7 @@ use std::{collections::HashSet, fmt::Display, net::IpAddr};
 use super::{
     devices, files,
     lifecycle::{self, Role},
-    pod,
+    network, pod,
     size::{self, NoSuchSize, SizeTable},
     spec::{ContainerSpec, Door, EnvValue, GroupSpec, Size, VolumeSource},
     violation::{FieldPath, ViolationKind, Violations},
@@ -95,6 +95,7 @@ pub fn validate(spec: &GroupSpec) -> Violations {
     check.volumes(spec, &root);
     files::validate(spec, &root, &mut check.found);
     check.network_settings(spec, &root);
+    network::validate(spec, &root, &mut check.found);
     check.found
 }
 

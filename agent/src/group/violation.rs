@@ -23,6 +23,8 @@ pub enum ViolationKind {
     Unsupported,
     /// Behind an operator switch (hostPath, privileged and the like).
     Restricted,
+    /// A security group that this host does not have.
+    UnknownSecurityGroup,
 }
 
 /// One mistake.
@@ -124,6 +126,11 @@ impl FieldPath {
             door,
             text: String::new(),
         }
+    }
+
+    /// In whose words it is.
+    pub(super) fn door(&self) -> Door {
+        self.door
     }
 
     /// A field of the object this path names.

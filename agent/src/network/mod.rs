@@ -1,17 +1,19 @@
-//! The groups' network: a bridge of the agent's own, an address and a tap for each group, NAT and anti-spoofing by
-//! nftables. Everything is idempotent: a new agent on an old host finds things as they are and goes on.
+//! The groups' network: a bridge of the agent's own, an address and a tap for each group, NAT, anti-spoofing and security
+//! groups by nftables. Everything is idempotent: a new agent on an old host finds things as they are and goes on.
 //!
 //! Bridge and base rules stay while the agent is away, since groups live on; [`Network::cleanup`] removes them.
 
 mod ipam;
 mod link;
+mod nft;
 mod rules;
+pub mod security;
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 pub use ipam::{AddressPool, Subnet};
@@ -19,9 +21,11 @@ pub use ipam::{AddressPool, Subnet};
 use crate::{
     config::NetworkConfig,
     error::{Error, ErrorKind, Result},
-    group::status::GroupId,
+    group::{spec::GroupSpec, status::GroupId},
     sys,
 };
+
+use self::{rules::Leased, security::SecurityGroup};
 
 /// Where the host lists its name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -45,11 +49,48 @@ pub struct Attachment {
     pub mtu: u16,
 }
 
+/// What holds for a group in the network beside its own address.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Ids of the security groups it is a member of.
+    pub security_groups: Vec<String>,
+}
+
+impl Policy {
+    /// What a group asks for.
+    pub fn of(spec: &GroupSpec) -> Self {
+        Self {
+            security_groups: spec.network.security_groups.clone(),
+        }
+    }
+
+    /// Whether there is anything for the rules to know.
+    fn has_rules(&self) -> bool {
+        !self.security_groups.is_empty()
+    }
+}
+
+/// A group that has an address already.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    /// Which.
+    pub id: GroupId,
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// What holds for it.
+    pub policy: Policy,
+    /// It has a sandbox; those without are attached when they get one.
+    pub is_attached: bool,
+}
+
 /// The groups' network on this host.
 #[derive(Debug)]
 pub struct Network {
     config: NetworkConfig,
+    security_groups: Vec<SecurityGroup>,
     subnet: Subnet,
+    /// What the rules know of groups, to be taken back when they go.
+    leased: Mutex<BTreeMap<GroupId, Leased>>,
     pool: Mutex<AddressPool>,
     links: Option<link::Links>,
 }
@@ -59,31 +100,70 @@ impl Network {
     ///
     /// # Errors
     /// `InvalidArgument` for a subnet that can't be used; `Internal` with what the kernel or `nft` said.
-    pub async fn open(config: NetworkConfig, leases: &BTreeMap<GroupId, Ipv4Addr>) -> Result<Self> {
+    pub async fn open(
+        config: NetworkConfig,
+        security_groups: Vec<SecurityGroup>,
+        leases: Vec<Lease>,
+    ) -> Result<Self> {
         let subnet = Subnet::parse(&config.subnet)
             .map_err(|error| Error::with_source(ErrorKind::InvalidArgument, "network.subnet", error))?;
-        let mut pool = AddressPool::new(subnet);
-        for ip in leases.values() {
-            pool.take(*ip);
+        let mut network = Self {
+            config,
+            security_groups,
+            subnet,
+            pool: Mutex::new(AddressPool::new(subnet)),
+            leased: Mutex::default(),
+            links: None,
+        };
+        let mut leased = Vec::new();
+        for lease in leases {
+            network.lock_pool().take(lease.ip);
+            if lease.is_attached {
+                leased.push(network.leased(&lease.id, lease.ip, &lease.policy));
+            }
         }
-        let links = if config.enabled {
+        if network.config.enabled {
+            let config = &network.config;
             let links = link::Links::open()?;
             links
                 .ensure_bridge(&config.bridge, subnet.gateway(), subnet.prefix(), config.mtu)
                 .await?;
-            let taps: Vec<_> = leases.iter().map(|(id, ip)| (tap_name(id), *ip)).collect();
-            rules::apply_base(&config, subnet, &taps).await?;
-            enable_forwarding()?;
-            Some(links)
-        } else {
-            None
+            rules::apply_base(config, &network.security_groups, subnet, &leased).await?;
+            set("/proc/sys/net/ipv4/ip_forward")?;
+            network.links = Some(links);
+        }
+        Ok(network)
+    }
+
+    fn lock_pool(&self) -> MutexGuard<'_, AddressPool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_leased(&self) -> MutexGuard<'_, BTreeMap<GroupId, Leased>> {
+        self.leased.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to hold for a group, noted so that it can be taken back. A security group that is not configured any more lets
+    /// nothing through.
+    fn leased(&self, id: &GroupId, ip: Ipv4Addr, policy: &Policy) -> Leased {
+        let is_known = |wanted: &&String| self.security_groups().any(|id| id == *wanted);
+        let (known, unknown): (Vec<&String>, Vec<&String>) =
+            policy.security_groups.iter().partition(is_known);
+        if !unknown.is_empty() {
+            tracing::warn!(group_id = %id, ?unknown, "security groups are not configured: they allow nothing");
+        }
+        let leased = Leased {
+            is_guarded: !policy.security_groups.is_empty(),
+            security_groups: known.into_iter().cloned().collect(),
+            ..Leased::new(tap_name(id), ip)
         };
-        Ok(Self {
-            config,
-            subnet,
-            pool: Mutex::new(pool),
-            links,
-        })
+        self.lock_leased().insert(id.clone(), leased.clone());
+        leased
+    }
+
+    /// Ids of the security groups that are configured.
+    pub fn security_groups(&self) -> impl Iterator<Item = &str> {
+        self.security_groups.iter().map(|group| group.id.as_str())
     }
 
     /// Whether groups have a network.
@@ -99,7 +179,7 @@ impl Network {
         if self.links.is_none() {
             return Ok(None);
         }
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = self.lock_pool();
         pool.allocate().map(Some).ok_or_else(|| {
             Error::new(
                 ErrorKind::ResourceExhausted,
@@ -114,10 +194,7 @@ impl Network {
 
     /// Gives an address back.
     pub fn release(&self, ip: Ipv4Addr) {
-        self.pool
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .release(ip);
+        self.lock_pool().release(ip);
     }
 
     /// This host's address in the groups' network.
@@ -151,6 +228,17 @@ impl Network {
         Ok(Some(attachment))
     }
 
+    /// Makes what holds for a group hold, before its guest has anything of the group. Idempotent.
+    ///
+    /// # Errors
+    /// `Internal` with what the kernel or `nft` said; then the group may not start.
+    pub async fn govern(&self, id: &GroupId, ip: Ipv4Addr, policy: &Policy) -> Result<()> {
+        if self.links.is_some() && policy.has_rules() {
+            rules::add_policy(&self.leased(id, ip, policy)).await?;
+        }
+        Ok(())
+    }
+
     fn attachment(&self, id: &GroupId, ip: Ipv4Addr) -> Attachment {
         Attachment {
             tap: tap_name(id),
@@ -170,9 +258,11 @@ impl Network {
         let Some(links) = &self.links else {
             return Ok(());
         };
-        let tap = tap_name(id);
-        rules::remove_tap(&tap, ip).await?;
-        links.remove(&tap).await
+        let known = self.lock_leased().get(id).cloned();
+        let leased = known.unwrap_or_else(|| Leased::new(tap_name(id), ip));
+        rules::remove(&leased).await?;
+        self.lock_leased().remove(id);
+        links.remove(&leased.tap).await
     }
 
     /// Removes taps of ours that belong to none of these groups. Returns their names.
@@ -231,13 +321,13 @@ fn nameservers(text: &str) -> Vec<String> {
         .collect()
 }
 
-fn enable_forwarding() -> Result<()> {
-    const PATH: &str = "/proc/sys/net/ipv4/ip_forward";
-    if std::fs::read_to_string(PATH).is_ok_and(|text| text.trim() == "1") {
+/// Switches a setting of the kernel on.
+fn set(path: &str) -> Result<()> {
+    if std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1") {
         return Ok(());
     }
-    std::fs::write(PATH, "1")
-        .map_err(|error| Error::with_source(ErrorKind::Internal, format!("write 1 to {PATH}"), error))
+    std::fs::write(path, "1")
+        .map_err(|error| Error::with_source(ErrorKind::Internal, format!("write 1 to {path}"), error))
 }
 
 /// The tap of a group: the first 15 characters of its id, 11 of them random.

@@ -1,28 +1,54 @@
 //! The agent's nftables: table `inet eci` for NAT and forwarding, table `bridge eci` that keeps each tap to its own
-//! MAC and IP address. Nobody else's tables are touched.
+//! MAC and IP address and has the rules of security groups. Nobody else's tables are touched.
+//!
+//! Both are replaced as a whole when an agent starts, with all that the store knows of; in between only elements of sets
+//! come and go, as one transaction for each group.
 
 use std::net::Ipv4Addr;
 
-use nftables::{helper, schema::Nftables};
 use serde_json::{Value, json};
 
-use super::{Subnet, mac, mac_text};
-use crate::{
-    config::NetworkConfig,
-    error::{Error, ErrorKind, Result},
+use super::{
+    Subnet, mac, mac_text,
+    nft::{self, TABLE, accept, add, chain, compare, drop, fresh_table, in_set, meta, payload, rule, set},
+    security::{self, SecurityGroup},
 };
+use crate::{config::NetworkConfig, error::Result};
 
-const TABLE: &str = "eci";
 const TAPS: &str = "taps";
+
+/// A tap, and what holds for it.
+#[derive(Debug, Clone)]
+pub(super) struct Leased {
+    pub(super) tap: String,
+    pub(super) ip: Ipv4Addr,
+    /// Security groups decide about its traffic, even when none is left.
+    pub(super) is_guarded: bool,
+    /// Those there are.
+    pub(super) security_groups: Vec<String>,
+}
+
+impl Leased {
+    /// A tap that has nothing but its addresses.
+    pub(super) fn new(tap: String, ip: Ipv4Addr) -> Self {
+        Self {
+            tap,
+            ip,
+            is_guarded: false,
+            security_groups: Vec::new(),
+        }
+    }
+}
 
 /// Replaces both tables as one transaction.
 pub(super) async fn apply_base(
     config: &NetworkConfig,
+    security_groups: &[SecurityGroup],
     subnet: Subnet,
-    taps: &[(String, Ipv4Addr)],
+    leased: &[Leased],
 ) -> Result<()> {
-    apply(
-        base(config, subnet, taps),
+    nft::apply(
+        base(config, security_groups, subnet, leased),
         "set up nftables tables inet eci and bridge eci",
     )
     .await
@@ -30,25 +56,21 @@ pub(super) async fn apply_base(
 
 /// Lets a tap send with its own addresses. Idempotent.
 pub(super) async fn add_tap(tap: &str, ip: Ipv4Addr) -> Result<()> {
-    apply(
-        vec![json!({"add": {"element": elements(&[(tap.to_owned(), ip)])}})],
+    nft::apply(
+        add([own_addresses(tap, ip)]),
         "add a tap to nftables set bridge eci taps",
     )
     .await
 }
 
-/// Ends that. Idempotent.
-pub(super) async fn remove_tap(tap: &str, ip: Ipv4Addr) -> Result<()> {
-    let element = elements(&[(tap.to_owned(), ip)]);
-    // Deleting needs the element to be there; adding one that is there changes nothing.
-    apply(
-        vec![
-            json!({"add": {"element": element}}),
-            json!({"delete": {"element": element}}),
-        ],
-        "remove a tap from nftables set bridge eci taps",
-    )
-    .await
+/// Makes a group's policy hold. Idempotent.
+pub(super) async fn add_policy(leased: &Leased) -> Result<()> {
+    nft::apply(add(policy(leased)), "add a group to nftables sets").await
+}
+
+/// Ends what the group may do. Idempotent.
+pub(super) async fn remove(leased: &Leased) -> Result<()> {
+    nft::apply(remove_commands(leased), "remove a group from nftables sets").await
 }
 
 /// Removes both tables. Idempotent.
@@ -57,68 +79,38 @@ pub(super) async fn remove_base() -> Result<()> {
     for family in ["inet", "bridge"] {
         commands.extend(fresh_table(family).into_iter().take(2));
     }
-    apply(commands, "remove nftables tables inet eci and bridge eci").await
+    nft::apply(commands, "remove nftables tables inet eci and bridge eci").await
 }
 
-async fn apply(commands: Vec<Value>, what: &str) -> Result<()> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
-        Error::with_source(ErrorKind::Internal, what.to_owned(), source)
-    };
-    // Through the crate's own types, so that a mistake of ours is found before the kernel sees it.
-    let ruleset: Nftables<'static> =
-        serde_json::from_value(json!({"nftables": commands})).map_err(|error| failed(Box::new(error)))?;
-    helper::apply_ruleset_async(&ruleset)
-        .await
-        .map_err(|error| match error {
-            helper::NftablesError::NftFailed { stderr, .. } => failed(stderr.trim().to_owned().into()),
-            error => failed(Box::new(error)),
-        })
+fn own_addresses(tap: &str, ip: Ipv4Addr) -> Value {
+    let element = json!({"concat": [tap, mac_text(mac(ip)), ip.to_string()]});
+    json!({"family": "bridge", "table": TABLE, "name": TAPS, "elem": [element]})
 }
 
-/// Add, delete, add: a table of that name exists and is empty afterwards, whatever there was.
-fn fresh_table(family: &str) -> Vec<Value> {
-    let table = json!({"table": {"family": family, "name": TABLE}});
-    vec![
-        json!({"add": table}),
-        json!({"delete": table}),
-        json!({"add": table}),
-    ]
+/// All elements that a group's policy comes to.
+fn policy(leased: &Leased) -> Vec<Value> {
+    security::memberships(leased).collect()
 }
 
-fn chain(family: &str, name: &str, kind: &str, hook: &str, priority: i32) -> Value {
-    json!({"add": {"chain": {
-        "family": family, "table": TABLE, "name": name, "type": kind, "hook": hook, "prio": priority, "policy": "accept",
-    }}})
+fn remove_commands(leased: &Leased) -> Vec<Value> {
+    let own = own_addresses(&leased.tap, leased.ip);
+    nft::remove(std::iter::once(own).chain(policy(leased)))
 }
 
-fn rule(family: &str, chain: &str, expressions: &[Value]) -> Value {
-    json!({"add": {"rule": {"family": family, "table": TABLE, "chain": chain, "expr": expressions}}})
-}
-
-fn compare(operator: &str, left: &Value, right: &Value) -> Value {
-    json!({"match": {"op": operator, "left": left, "right": right}})
-}
-
-fn payload(protocol: &str, field: &str) -> Value {
-    json!({"payload": {"protocol": protocol, "field": field}})
-}
-
-fn elements(taps: &[(String, Ipv4Addr)]) -> Value {
-    let list: Vec<Value> = taps
-        .iter()
-        .map(|(tap, ip)| json!({"concat": [tap, mac_text(mac(*ip)), ip.to_string()]}))
-        .collect();
-    json!({"family": "bridge", "table": TABLE, "name": TAPS, "elem": list})
-}
-
-fn base(config: &NetworkConfig, subnet: Subnet, taps: &[(String, Ipv4Addr)]) -> Vec<Value> {
-    let input = json!({"meta": {"key": "iifname"}});
-    let output = json!({"meta": {"key": "oifname"}});
+fn base(
+    config: &NetworkConfig,
+    security_groups: &[SecurityGroup],
+    subnet: Subnet,
+    leased: &[Leased],
+) -> Vec<Value> {
+    let input = meta("iifname");
+    let output = meta("oifname");
     let bridge = json!(config.bridge);
     let network = json!({"prefix": {"addr": subnet.network().to_string(), "len": subnet.prefix()}});
 
     let mut commands = fresh_table("inet");
     commands.push(chain("inet", "forward", "filter", "forward", 0));
+    commands.push(security::no_strangers(&config.bridge, subnet));
     // From outside only what answers: groups are behind NAT.
     if config.masquerade {
         commands.push(rule(
@@ -128,7 +120,7 @@ fn base(config: &NetworkConfig, subnet: Subnet, taps: &[(String, Ipv4Addr)]) -> 
                 compare("!=", &input, &bridge),
                 compare("==", &output, &bridge),
                 compare("in", &json!({"ct": {"key": "state"}}), &json!(["new", "invalid"])),
-                json!({"drop": null}),
+                drop(),
             ],
         ));
         commands.push(chain("inet", "postrouting", "nat", "postrouting", 100));
@@ -144,62 +136,28 @@ fn base(config: &NetworkConfig, subnet: Subnet, taps: &[(String, Ipv4Addr)]) -> 
     }
 
     commands.extend(fresh_table("bridge"));
-    commands.push(json!({"add": {"set": {
-        "family": "bridge", "table": TABLE, "name": TAPS, "type": ["ifname", "ether_addr", "ipv4_addr"],
-    }}}));
-    if !taps.is_empty() {
-        commands.push(json!({"add": {"element": elements(taps)}}));
-    }
+    commands.push(set("bridge", TAPS, &json!(["ifname", "ether_addr", "ipv4_addr"])));
     commands.push(chain("bridge", "guard", "filter", "prerouting", -300));
-    let set = json!(format!("@{TAPS}"));
     let sender = |ether: Value, ip: Value| json!({"concat": [input, ether, ip]});
-    commands.push(rule(
-        "bridge",
-        "guard",
-        &[compare("!=", &input, &json!("eci-*")), json!({"accept": null})],
-    ));
-    commands.push(rule(
-        "bridge",
-        "guard",
-        &[
-            compare(
-                "==",
-                &sender(payload("ether", "saddr"), payload("ip", "saddr")),
-                &set,
-            ),
-            json!({"accept": null}),
-        ],
-    ));
-    commands.push(rule(
-        "bridge",
-        "guard",
-        &[
-            compare(
-                "==",
-                &sender(payload("arp", "saddr ether"), payload("arp", "saddr ip")),
-                &set,
-            ),
-            json!({"accept": null}),
-        ],
-    ));
-    commands.push(rule("bridge", "guard", &[json!({"drop": null})]));
+    let mut guard = |expressions: &[Value]| commands.push(rule("bridge", "guard", expressions));
+    guard(&[compare("!=", &input, &json!("eci-*")), accept()]);
+    for (ether, ip) in [
+        (payload("ether", "saddr"), payload("ip", "saddr")),
+        (payload("arp", "saddr ether"), payload("arp", "saddr ip")),
+    ] {
+        guard(&[compare("==", &sender(ether, ip), &in_set(TAPS)), accept()]);
+    }
+    guard(&[drop()]);
+    // Without security groups the bridge needs no connection tracking.
+    if !security_groups.is_empty() || leased.iter().any(|leased| leased.is_guarded) {
+        commands.extend(security::chains(security_groups, TAPS));
+    }
+    for leased in leased {
+        commands.extend(add([own_addresses(&leased.tap, leased.ip)]));
+        commands.extend(add(policy(leased)));
+    }
     commands
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rules_are_what_the_crate_knows() {
-        let config = NetworkConfig::default();
-        let subnet = Subnet::parse(&config.subnet).unwrap();
-        let taps = [("eci-0123456789a".to_owned(), Ipv4Addr::new(10, 89, 0, 2))];
-        let commands = base(&config, subnet, &taps);
-        let ruleset: Nftables = serde_json::from_value(json!({"nftables": commands})).unwrap();
-        let text = serde_json::to_string(&ruleset).unwrap();
-        for part in ["masquerade", "02:ec:0a:59:00:02", "saddr ether"] {
-            assert!(text.contains(part), "{part}: {text}");
-        }
-    }
-}
+mod tests;

@@ -14,6 +14,7 @@ use crate::{
     capacity,
     error::{Error, ErrorKind, Result},
     group::{spec::GroupSpec, status::GroupId},
+    network::Policy,
     parts::HostParts,
     profile::{self, phase},
     snapshots::SnapshotId,
@@ -49,6 +50,7 @@ pub async fn put_together(
     }
     let memory_bytes = capacity::footprint(spec.size, &parts.config.sandbox).memory_bytes;
     let resources = gather(parts, id, ip, memory_bytes, restores).await?;
+    govern(parts, id, spec, ip).await?;
     let shape = Shape::of(spec.size, &parts.config);
     let mut options = introduced(parts, spec, machine(parts, shape, &resources));
     let class = shape.class(resources.attachment.is_some(), &parts.config);
@@ -81,6 +83,7 @@ async fn take_over(parts: &Arc<HostParts>, id: &GroupId, spec: &GroupSpec, stand
         parts.cgroups.limit_memory(id, memory_bytes)
     })
     .await?;
+    govern(parts, id, spec, standby.ip).await?;
     let shape = Shape::of(spec.size, &parts.config);
     let mut options = introduced(parts, spec, machine(parts, shape, &standby.resources));
     options.template = Some(standby.template).into();
@@ -89,6 +92,14 @@ async fn take_over(parts: &Arc<HostParts>, id: &GroupId, spec: &GroupSpec, stand
     phase("sandbox", connection.start_sandbox(bundle.dir(), &options)).await?;
     tell_start(Arc::clone(parts), id.clone(), None, connection);
     limit_cpu(parts, id, spec).await
+}
+
+/// Makes what the group asks of the network hold, before its guest knows who it is.
+async fn govern(parts: &HostParts, id: &GroupId, spec: &GroupSpec, ip: Option<Ipv4Addr>) -> Result<()> {
+    match ip {
+        Some(ip) => parts.network.govern(id, ip, &Policy::of(spec)).await,
+        None => Ok(()),
+    }
 }
 
 async fn limit_cpu(parts: &Arc<HostParts>, id: &GroupId, spec: &GroupSpec) -> Result<()> {

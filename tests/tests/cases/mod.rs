@@ -7,6 +7,7 @@ pub(crate) mod fork;
 pub(crate) mod full;
 pub(crate) mod life;
 pub(crate) mod lifecycle;
+pub(crate) mod network;
 pub(crate) mod nfs;
 pub(crate) mod recovery;
 pub(crate) mod refusals;

@@ -5,12 +5,12 @@ use std::{collections::BTreeSet, path::Path};
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tests::{
-    host::{Host, Templates},
+    host::{Host, SECURITY_GROUP, Templates},
     pod::Pod,
     stage::Stage,
 };
 
-use super::SAY_HELLO;
+use super::{SAY_HELLO, network};
 
 const STANDS_BY: &str = "a sandbox stands by";
 /// What tells one group from another, read in it.
@@ -52,8 +52,13 @@ pub(crate) fn a_group_takes_over_what_stands_by(stage: &mut Stage) -> Result<()>
 fn with_standbys(host: &mut Host, stage: &Stage) -> Result<()> {
     create(host, stage, "first")?;
     host.wait_log(STANDS_BY)?;
-    create(host, stage, "second")?;
+    // What was there before anybody asked is a member all the same.
+    let second = Pod::new("second")
+        .annotation("k8s.aliyun.com/eci-security-group", SECURITY_GROUP)
+        .container("main", &stage.tools(), SAY_HELLO);
+    host.create(&second)?;
     host.wait_log("start_kind=\"standby\"")?;
+    network::ensure_only_member(host, "second", SECURITY_GROUP)?;
     let (first, second) = (identity(host, "first")?, identity(host, "second")?);
     ensure!(second[1] == "second", "its host name is {:?}", second[1]);
     for (a, b) in first.iter().zip(&second) {

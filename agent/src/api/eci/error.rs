@@ -37,6 +37,9 @@ impl ApiError {
 
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
+        if let Some(violations) = error.violations() {
+            return violations.clone().into();
+        }
         let (status, code) = match error.kind {
             ErrorKind::InvalidArgument => (400, "InvalidParameter"),
             ErrorKind::NotFound => (404, "InvalidParameter.NotFound"),
@@ -65,6 +68,7 @@ impl From<Violations> for ApiError {
             Some(ViolationKind::DuplicateVolume) => (400, "InvalidParameter.DuplicatedVolumeName"),
             Some(ViolationKind::Size) => (400, "InvalidParameter.CPU.Memory"),
             Some(ViolationKind::Restricted) => (403, "FeatureAccessRestricted"),
+            Some(ViolationKind::UnknownSecurityGroup) => (404, "InvalidSecurityGroupId.NotFound"),
             Some(ViolationKind::Invalid | ViolationKind::Unsupported) | None => (400, "InvalidParameter"),
         };
         let texts: Vec<_> = violations.0.iter().map(ToString::to_string).collect();

@@ -383,6 +383,18 @@ async fn errors_have_the_documented_codes() {
         ),
         (
             "CreateContainerGroup",
+            vec![name, image, ("SecurityGroupId", "sg-x")],
+            404,
+            "InvalidSecurityGroupId.NotFound",
+        ),
+        (
+            "CreateContainerGroup",
+            vec![name, image, ("SecurityGroupId", "sg-x"), ("DryRun", "True")],
+            404,
+            "InvalidSecurityGroupId.NotFound",
+        ),
+        (
+            "CreateContainerGroup",
             vec![name, image, ("ClientToken", "ü")],
             400,
             "InvalidParameter",

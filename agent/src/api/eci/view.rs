@@ -80,6 +80,10 @@ pub(super) fn group(group: &Group, config: &EciConfig, with_events: bool) -> Val
     if let Some(ip) = &status.ip {
         set("IntranetIp", json!(ip));
     }
+    // A group may be in several; the API has room for one.
+    if let Some(security_group) = spec.network.security_groups.first() {
+        set("SecurityGroupId", json!(security_group));
+    }
     let tags = spec
         .labels
         .iter()

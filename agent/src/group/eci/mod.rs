@@ -13,6 +13,7 @@ use std::{cell::RefCell, collections::BTreeMap};
 use self::params::{Params, Reader};
 use super::{
     lifecycle::Role,
+    network::NetworkSpec,
     pod,
     size::{SizeTable, Wanted},
     spec::{
@@ -123,6 +124,13 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
     let grace = reader
         .number("TerminationGracePeriodSeconds", 0..=24 * 3600)
         .unwrap_or(30);
+    let network = NetworkSpec {
+        security_groups: reader
+            .word("SecurityGroupId")
+            .map(str::to_owned)
+            .into_iter()
+            .collect(),
+    };
     let active_deadline_seconds = reader.number("ActiveDeadlineSeconds", 1..=validate::MAX_DEADLINE_SECONDS);
 
     let mut violations = found.take();
@@ -156,6 +164,7 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
         sysctls,
         fs_group: None,
         supplemental_groups: SupplementalGroups::default(),
+        network,
         door: Door::Eci,
         request: Some(params.without(&PROTOCOL)),
     };

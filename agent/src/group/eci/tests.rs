@@ -356,3 +356,13 @@ fn a_disk_is_the_same_by_either_type_of_volume() {
         assert!(refused.contains(part), "{part} is missing in {refused}");
     }
 }
+
+#[test]
+fn a_security_group_is_taken_over() {
+    let spec = group(&[("SecurityGroupId", "sg-a")]).unwrap();
+    assert_eq!(spec.network.security_groups, ["sg-a"]);
+    for none in ["", "None"] {
+        let spec = group(&[("SecurityGroupId", none)]).unwrap();
+        assert_eq!(spec.network, NetworkSpec::default());
+    }
+}

@@ -24,6 +24,7 @@ pub use self::{
     objects::{Manifest, Objects},
 };
 use super::{
+    network::{self, NetworkSpec},
     quantity,
     size::{SizeTable, Wanted},
     spec::{DnsSpec, Door, GroupSpec, RestartPolicy, Size, SupplementalGroups},
@@ -311,10 +312,19 @@ fn convert(
             .collect(),
         fs_group,
         supplemental_groups,
+        network: network_spec(&annotations),
         door: Door::Pod,
         request: None,
         name,
         annotations,
+    }
+}
+
+/// What annotations say about the network.
+fn network_spec(annotations: &BTreeMap<String, String>) -> NetworkSpec {
+    let security_groups = annotations.get(network::SECURITY_GROUP_ANNOTATION);
+    NetworkSpec {
+        security_groups: security_groups.map_or_else(Vec::new, |text| network::comma_list(text)),
     }
 }
 

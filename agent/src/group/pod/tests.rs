@@ -497,3 +497,31 @@ fn generated_names_get_a_suffix() {
     let name = group(text).unwrap().name;
     assert!(name.starts_with("job-") && name.len() == 9, "{name}");
 }
+
+/// A Pod with one annotation.
+fn annotated(key: &str, value: &str) -> Result<GroupSpec, Violations> {
+    let text = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  annotations:\n    {key}: {value:?}\nspec:\n  containers:\n  \
+         - {{name: c, image: i}}\n"
+    );
+    to_group(parse_manifest(&text).unwrap(), &SizeTable::default())
+}
+
+#[test]
+fn security_groups_are_an_annotation() {
+    let groups = |text: &str| {
+        annotated(network::SECURITY_GROUP_ANNOTATION, text).map(|spec| spec.network.security_groups)
+    };
+    assert_eq!(groups("sg-a, sg-b").unwrap(), ["sg-a", "sg-b"]);
+    assert!(groups("").unwrap().is_empty());
+    let found = groups("sg-a,sg-b,sg-c,sg-d,sg-e,sg-a").unwrap_err();
+    let texts: Vec<_> = found.0.iter().map(ToString::to_string).collect();
+    let field = "metadata.annotations[k8s.aliyun.com/eci-security-group]";
+    assert_eq!(
+        texts,
+        [
+            format!("{field}: \"6 security groups\": valid: at most 5"),
+            format!("{field}: \"sg-a\": named twice; valid: each security group once"),
+        ]
+    );
+}

@@ -9,6 +9,7 @@ pub(super) async fn perform(call: &Call<'_>) -> ActionResult {
     let token = call.client_token()?;
     let spec = eci::to_group(&call.params, &call.door.sizes)?;
     if call.flag("DryRun")? == Some(true) {
+        call.door.engine.check(&spec).await?;
         return Err(ApiError::new(
             400,
             "DryRunOperation",

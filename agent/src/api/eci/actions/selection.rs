@@ -73,6 +73,9 @@ pub(super) async fn select(call: &Call<'_>, limit: u64) -> Result<Page, ApiError
             && call
                 .text("Status")
                 .is_none_or(|status| status == view::status(group))
+            && call
+                .text("SecurityGroupId")
+                .is_none_or(|id| group.spec.network.security_groups.iter().any(|has| has == id))
             && call.text("ZoneId").is_none_or(|wanted| wanted == zone)
             && tags.iter().all(|(key, value)| {
                 group

@@ -1,0 +1,106 @@
+use super::*;
+use crate::network::security::{Protocol, Rule};
+
+fn leased(number: u8, security_groups: &[&str]) -> Leased {
+    Leased {
+        is_guarded: !security_groups.is_empty(),
+        security_groups: security_groups.iter().map(|id| (*id).to_owned()).collect(),
+        ..Leased::new(
+            format!("eci-0123456789{}", char::from(b'a' + number)),
+            Ipv4Addr::new(10, 89, 0, number),
+        )
+    }
+}
+
+fn allow(protocol: Protocol, ports: &[&str], peers: &[&str]) -> Rule {
+    let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+    Rule {
+        protocol,
+        ports: owned(ports),
+        peers: owned(peers),
+    }
+}
+
+/// Two security groups with rules of all kinds.
+fn security_groups() -> Vec<SecurityGroup> {
+    vec![
+        SecurityGroup {
+            id: "sg-web".into(),
+            ingress: vec![
+                allow(Protocol::Tcp, &["80", "8000-8099"], &["0.0.0.0/0"]),
+                allow(Protocol::Icmp, &[], &["10.0.0.0/8", "192.0.2.7"]),
+                allow(Protocol::All, &[], &["sg-db", "192.0.2.8"]),
+            ],
+            egress: Vec::new(),
+        },
+        SecurityGroup {
+            id: "sg-db".into(),
+            ingress: vec![allow(Protocol::Tcp, &["5432"], &["sg-web"])],
+            egress: vec![allow(Protocol::Udp, &["53"], &["0.0.0.0/0"])],
+        },
+    ]
+}
+
+/// Compares with a file beside this one, or writes it.
+fn ensure_recorded(name: &str, text: &str, recorded: &str) {
+    if std::env::var_os("ECI_UPDATE_SNAPSHOTS").is_some() {
+        let path = format!("{}/src/network/snapshots/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::write(path, text).unwrap();
+        return;
+    }
+    assert!(
+        text == recorded,
+        "{name} changed; run again with ECI_UPDATE_SNAPSHOTS=1 if it should:\n{text}"
+    );
+}
+
+fn text_of_base(security_groups: &[SecurityGroup], leased: &[Leased]) -> String {
+    let config = NetworkConfig::default();
+    let subnet = Subnet::parse(&config.subnet).unwrap();
+    nft::text(&base(&config, security_groups, subnet, leased))
+}
+
+#[test]
+fn the_rules_are_as_recorded() {
+    let plain = text_of_base(&[], &[leased(2, &[])]);
+    ensure_recorded("plain.txt", &plain, include_str!("../snapshots/plain.txt"));
+    let all = text_of_base(
+        &security_groups(),
+        &[
+            leased(2, &[]),
+            leased(3, &["sg-web"]),
+            leased(4, &["sg-web", "sg-db"]),
+        ],
+    );
+    ensure_recorded(
+        "security_groups.txt",
+        &all,
+        include_str!("../snapshots/security_groups.txt"),
+    );
+}
+
+#[test]
+fn what_a_group_adds_it_takes_back() {
+    let leased = leased(4, &["sg-web", "sg-db"]);
+    let added = nft::text(&add(policy(&leased)));
+    let text = format!("{added}\n{}", nft::text(&remove_commands(&leased)));
+    ensure_recorded(
+        "membership.txt",
+        &text,
+        include_str!("../snapshots/membership.txt"),
+    );
+}
+
+#[test]
+fn a_group_whose_security_group_is_gone_stays_closed() {
+    let closed = Leased {
+        is_guarded: true,
+        ..leased(2, &[])
+    };
+    let text = text_of_base(&[], &[closed]);
+    assert!(
+        text.contains(r#""name":"guarded","elem":["eci-0123456789c"]"#),
+        "{text}"
+    );
+    assert!(text.contains(r#""chain":"in","expr":[{"drop":null}]"#), "{text}");
+}

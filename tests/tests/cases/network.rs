@@ -1,0 +1,201 @@
+//! Groups in the network: who reaches whom.
+
+use std::{collections::BTreeSet, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tests::{
+    host::{Host, OPEN_PORT, SILENT_GROUP},
+    pod::Pod,
+    process::{self, Finished},
+    stage::Stage,
+};
+
+/// A port that no rule opens.
+const CLOSED_PORT: u16 = 8081;
+const ANNOTATION: &str = "k8s.aliyun.com/eci-security-group";
+/// Serves the group's name on both ports.
+const SERVE: &str = "mkdir /srv; hostname > /srv/index.html; for p in 8080 8081; do busybox httpd -p $p -h /srv; done; echo serving; sleep 100000 & wait";
+/// What comes through comes far sooner, also on an emulated host; what does not is not waited for longer.
+const PATIENCE_SECONDS: u32 = 4;
+/// A group that serves, and may do with its own interface what it likes.
+fn server(stage: &Stage, name: &str, fields: Value) -> Pod {
+    let mut all = json!({ "securityContext": { "capabilities": { "add": ["NET_ADMIN", "NET_RAW"] } } });
+    if let (Value::Object(all), Value::Object(fields)) = (&mut all, fields) {
+        all.extend(fields);
+    }
+    Pod::new(name).container_with("main", &stage.tools(), SERVE, all)
+}
+
+fn create(host: &Host, pod: &Pod) -> Result<String> {
+    host.create(pod)?;
+    let mut log = host.follow(pod.name(), "main")?;
+    log.wait_line("its servers", |line| line == "serving")?;
+    ip_of(host, pod.name())
+}
+
+fn ip_of(host: &Host, group: &str) -> Result<String> {
+    let group = host.group(group)?;
+    let ip = group["status"]["ip"]
+        .as_str()
+        .context("the group has no address")?;
+    Ok(ip.to_owned())
+}
+
+/// What a shell command in a group says, whether it ends well or not.
+fn said(host: &Host, group: &str, script: &str) -> Result<String> {
+    let finished = host.exec(group, "main", &["/bin/sh", "-c", script])?;
+    Ok(finished.stdout.trim().to_owned())
+}
+
+/// That a group gets the names of these servers, or nothing.
+fn ensure_fetches(host: &Host, from: &str, expected: &[(&str, u16, &str)]) -> Result<()> {
+    let request = r"printf 'GET / HTTP/1.0\r\n\r\n'";
+    let fetch = |(ip, port, _): &(&str, u16, &str)| {
+        format!(
+            "{request} | timeout {PATIENCE_SECONDS} busybox nc {ip} {port} 2>/dev/null | tail -n 1; echo .; "
+        )
+    };
+    let script: String = expected.iter().map(fetch).collect();
+    let found = said(host, from, &script)?;
+    let found: Vec<&str> = found.split_terminator('.').map(str::trim).collect();
+    let wanted: Vec<&str> = expected.iter().map(|(_, _, name)| *name).collect();
+    ensure!(found == wanted, "{from} gets {found:?} of {expected:?}");
+    Ok(())
+}
+
+/// What the host itself gets.
+fn curl(address: &str) -> Result<Finished> {
+    run(&format!(
+        "curl -s --max-time {PATIENCE_SECONDS} http://{address}/"
+    ))
+}
+
+fn run(script: &str) -> Result<Finished> {
+    process::run(Command::new("sh").args(["-ec", script]), b"")
+}
+
+/// The words of a list of rules, in whatever order elements come.
+fn nft(arguments: &[&str]) -> Result<BTreeSet<String>> {
+    let text = process::run(Command::new("nft").args(arguments), b"")?.success()?;
+    let words = text.split([',', '\n']).map(|word| {
+        let word = word.trim().trim_start_matches("elements = {");
+        word.trim_end_matches('}').trim().to_owned()
+    });
+    Ok(words.filter(|word| !word.is_empty()).collect())
+}
+
+/// That this group and no other is a member of a security group.
+pub(super) fn ensure_only_member(host: &Host, group: &str, security_group: &str) -> Result<()> {
+    let ip = ip_of(host, group)?;
+    let words = nft(&["list", "set", "bridge", "eci", security_group])?;
+    let members: Vec<_> = words.iter().filter(|word| word.starts_with("10.")).collect();
+    ensure!(members == [&ip], "the members are {words:?}, not {ip}");
+    Ok(())
+}
+
+pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Result<()> {
+    let host = &stage.host;
+    let unknown = server(stage, "inside", json!({})).annotation(ANNOTATION, "sg-open-port, sg-nowhere");
+    host.try_create(&unknown)?.refused(
+        1,
+        &[
+            "metadata.annotations[k8s.aliyun.com/eci-security-group]",
+            "\"sg-nowhere\": no such security group",
+            "valid: sg-open-port, sg-silent",
+        ],
+    )?;
+    let pod = server(stage, "inside", json!({})).annotation(ANNOTATION, "sg-open-port, sg-silent");
+    let inside = create(host, &pod)?;
+    let pod = server(stage, "peer", json!({})).annotation(ANNOTATION, SILENT_GROUP);
+    let peer = create(host, &pod)?;
+    let pod = server(stage, "stranger", json!({}));
+    let stranger = create(host, &pod)?;
+    let described = host.ecictl(&["describe", "inside"])?.success()?;
+    ensure!(
+        described.contains("Security    sg-open-port, sg-silent\n"),
+        "{described}"
+    );
+
+    ensure_fetches(
+        host,
+        "peer",
+        &[
+            // Members reach each other, whatever the rules; what rules do not name does not go out.
+            (&inside, CLOSED_PORT, "inside"),
+            (&stranger, CLOSED_PORT, ""),
+        ],
+    )?;
+    ensure_fetches(
+        host,
+        "inside",
+        &[
+            (&peer, CLOSED_PORT, "peer"),
+            // Without such rules everything goes out, and is answered.
+            (&stranger, CLOSED_PORT, "stranger"),
+        ],
+    )?;
+    ensure_fetches(
+        host,
+        "stranger",
+        &[(&inside, OPEN_PORT, "inside"), (&inside, CLOSED_PORT, "")],
+    )?;
+    ensure_host_reaches(&inside)?;
+    ensure_nobody_passes_for(host, &peer, &inside)?;
+
+    // A new agent finds the same.
+    let rules = nft(&["--stateless", "list", "ruleset"])?;
+    stage.host.kill_agent()?;
+    stage.host.restart_agent()?;
+    let host = &stage.host;
+    let again = nft(&["--stateless", "list", "ruleset"])?;
+    ensure!(rules == again, "the rules were {rules:?} and are {again:?}");
+    ensure!(rules.contains(&inside), "{inside} is no member: {rules:?}");
+    ensure_host_reaches(&inside)?;
+    host.remove("peer")?;
+    ensure_only_member(host, "inside", SILENT_GROUP)?;
+    host.remove("inside")?;
+    host.remove("stranger")
+}
+
+/// The host reaches what is open.
+fn ensure_host_reaches(inside: &str) -> Result<()> {
+    let open = curl(&format!("{inside}:{OPEN_PORT}"))?.success()?;
+    ensure!(open == "inside\n", "the host gets {open:?}");
+    let closed = curl(&format!("{inside}:{CLOSED_PORT}"))?;
+    // Its time was over.
+    ensure!(closed.code == 28, "the host gets {closed}");
+    Ok(())
+}
+
+/// The stranger does not pass for a member: neither with datagrams nor with what it says about addresses.
+fn ensure_nobody_passes_for(host: &Host, peer: &str, inside: &str) -> Result<()> {
+    let look = format!(
+        "awk '/^Icmp:/ {{n = $10}} END {{print n}}' /proc/net/snmp; ip neigh show {peer} | awk '{{print $5}}'"
+    );
+    let before = said(host, "inside", &look)?;
+    let (pings, neighbour) = before.split_once('\n').context("read two lines")?;
+    let pings: u64 = pings.parse().with_context(|| format!("parse {before:?}"))?;
+    ensure!(neighbour.starts_with("02:ec:"), "its neighbour is {neighbour:?}");
+    let pretend = format!(
+        "ip addr add {peer}/16 dev eth0 && busybox arping -q -U -c 2 -I eth0 {peer}; \
+         ping -c 2 -W 1 -I {peer} {inside} | grep -c 'bytes from'; ip addr del {peer}/16 dev eth0; echo done"
+    );
+    let pretended = said(host, "stranger", &pretend)?;
+    ensure!(pretended == "0\ndone", "the stranger says {pretended:?}");
+    let after = said(host, "inside", &look)?;
+    ensure!(before == after, "{before:?} became {after:?}");
+    // A member's own arrive.
+    let answered = said(
+        host,
+        "peer",
+        &format!("ping -c 1 -W 10 {inside} | grep -c 'bytes from'"),
+    )?;
+    let arrived = said(host, "inside", &look)?;
+    let expected = format!("{}\n{neighbour}", pings + 1);
+    ensure!(
+        answered == "1" && arrived == expected,
+        "{answered} answered, {before:?} became {arrived:?}"
+    );
+    Ok(())
+}
