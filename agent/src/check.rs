@@ -84,6 +84,12 @@ pub fn run(config: &Config) -> Vec<Check> {
             ));
         }
         checks.push(program("nft", "install nftables"));
+        for kernel_module in ["sch_tbf", "sch_ingress", "cls_matchall", "act_police"] {
+            let limits = module("bandwidth limits", kernel_module, "use no limits of bandwidth");
+            if limits.outcome == Outcome::Failed {
+                checks.push(limits.warning());
+            }
+        }
         checks.push(
             device(
                 "vhost-net",

@@ -8,8 +8,9 @@ use super::{
 use crate::group::{
     conditions::Condition,
     lifecycle::{Handler, Role},
+    network::bandwidth_text,
     size,
-    spec::ContainerSpec,
+    spec::{ContainerSpec, GroupSpec},
     status::{ContainerState, ContainerStatus, EventKind, Group},
 };
 
@@ -48,6 +49,7 @@ fn render(group: &Group) -> String {
     optional("Message", Some(status.message.clone()));
     optional("Address", status.ip.clone());
     optional("Security", Some(spec.network.security_groups.join(", ")));
+    optional("Bandwidth", bandwidth(spec));
     optional("Size", Some(size::text(spec.size)));
     optional("Restart", Some(format!("{:?}", spec.restart_policy)));
     optional("Host name", Some(spec.hostname.clone()));
@@ -123,6 +125,19 @@ fn field(name: &str, value: &str) -> String {
 
 fn nested(name: &str, value: &str) -> String {
     format!("  {name:10}{}", table::clean(value))
+}
+
+/// The limits of a group's traffic.
+fn bandwidth(spec: &GroupSpec) -> Option<String> {
+    let limits = [
+        ("in", spec.network.ingress_bits),
+        ("out", spec.network.egress_bits),
+    ];
+    let texts: Vec<_> = limits
+        .into_iter()
+        .filter_map(|(direction, bits)| Some(format!("{} {direction}", bandwidth_text(bits?))))
+        .collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
 }
 
 /// The probes of a container, in one line each.

@@ -1,5 +1,5 @@
-//! How a group takes part in the host's network, as asked for: security groups. Which of them exist is the host's to
-//! know, so that is checked where a group is accepted.
+//! How a group takes part in the host's network, as asked for: security groups and limits. Which security groups exist is
+//! the host's to know, so that is checked where a group is accepted.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +10,12 @@ use super::{
 
 /// The security groups of a Pod, separated by commas.
 pub const SECURITY_GROUP_ANNOTATION: &str = "k8s.aliyun.com/eci-security-group";
+/// The limit of what comes to a Pod, bits a second.
+pub const INGRESS_ANNOTATION: &str = "kubernetes.io/ingress-bandwidth";
+/// The limit of what goes out of it.
+pub const EGRESS_ANNOTATION: &str = "kubernetes.io/egress-bandwidth";
+/// Limits, bits a second: those that a kubelet takes.
+pub(super) const BANDWIDTHS: std::ops::RangeInclusive<u64> = 1000..=10_u64.pow(15);
 /// Most security groups of one group.
 const MAX_SECURITY_GROUPS: usize = 5;
 
@@ -19,6 +25,10 @@ const MAX_SECURITY_GROUPS: usize = 5;
 pub struct NetworkSpec {
     /// Security groups it is a member of, at most 5, each once. A member of none is open to all.
     pub security_groups: Vec<String>,
+    /// Most bits a second that come to it; `None`: no limit.
+    pub ingress_bits: Option<u64>,
+    /// Most bits a second that it sends; `None`: no limit.
+    pub egress_bits: Option<u64>,
 }
 
 /// The items of a list separated by commas; empty text has none.
@@ -61,6 +71,52 @@ pub(super) fn validate(spec: &GroupSpec, root: &FieldPath, found: &mut Violation
     for (index, group) in groups.iter().enumerate() {
         if groups[..index].contains(group) {
             found.invalid(field(), group, "named twice; valid: each security group once");
+        }
+    }
+    for (annotation, parameter, bits) in [
+        (INGRESS_ANNOTATION, "IngressBandwidth", spec.network.ingress_bits),
+        (EGRESS_ANNOTATION, "EgressBandwidth", spec.network.egress_bits),
+    ] {
+        if let Some(bits) = bits
+            && !BANDWIDTHS.contains(&bits)
+        {
+            found.invalid(
+                annotation_or(root, annotation, parameter),
+                bits,
+                "bits a second; valid: 1000 (1k) to 1000000000000000 (1P)",
+            );
+        }
+    }
+}
+
+/// A bandwidth in bits a second: `40M`, `400G`, `1000000`.
+pub fn bandwidth_text(bits: u64) -> String {
+    let units = [
+        (10_u64.pow(12), "T"),
+        (10_u64.pow(9), "G"),
+        (10_u64.pow(6), "M"),
+        (1000, "k"),
+    ];
+    let unit = units
+        .into_iter()
+        .find(|(unit, _)| bits >= *unit && bits.is_multiple_of(*unit));
+    let (unit, prefix) = unit.unwrap_or((1, ""));
+    format!("{} {prefix}bit/s", bits / unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bandwidth_text;
+
+    #[test]
+    fn bandwidths_are_exact() {
+        for (bits, text) in [
+            (999, "999 bit/s"),
+            (1500, "1500 bit/s"),
+            (40_000_000, "40 Mbit/s"),
+            (10_u64.pow(15), "1000 Tbit/s"),
+        ] {
+            assert_eq!(bandwidth_text(bits), text);
         }
     }
 }

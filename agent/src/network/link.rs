@@ -2,16 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, new_connection,
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    },
     packet_route::{
-        AddressFamily,
+        AddressFamily, RouteNetlinkMessage,
         address::AddressAttribute,
         link::{LinkAttribute, LinkMessage},
     },
 };
 
+use super::bandwidth::{self, Bandwidth};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A connection to the kernel's routing socket.
@@ -126,6 +130,57 @@ impl Links {
             .execute()
             .await
             .map_err(failed(format!("make {name} a port of {bridge}")))
+    }
+
+    /// The interface has these limits. Idempotent: an interface's limits do not change.
+    pub(super) async fn limit(&self, name: &str, limits: Bandwidth) -> Result<()> {
+        let index = self
+            .index(name)
+            .await?
+            .ok_or_else(|| Error::new(ErrorKind::Internal, format!("interface {name} is not there")))?;
+        if let Some(bits) = limits.ingress_bits {
+            let message = RouteNetlinkMessage::NewQueueDiscipline(bandwidth::shaper(index, bits));
+            self.make(message, NLM_F_REPLACE).await.map_err(failed(format!(
+                "limit what {name} sends to its guest (modprobe sch_tbf)"
+            )))?;
+        }
+        if let Some(bits) = limits.egress_bits {
+            let what = format!(
+                "limit what {name} gets from its guest (modprobe sch_ingress cls_matchall act_police)"
+            );
+            for message in [
+                RouteNetlinkMessage::NewQueueDiscipline(bandwidth::ingress(index)),
+                RouteNetlinkMessage::NewTrafficFilter(bandwidth::policer(index, bits)),
+            ] {
+                match self.make(message, NLM_F_EXCL).await {
+                    Err(rtnetlink::Error::NetlinkError(error))
+                        if error.raw_code() == -rustix::io::Errno::EXIST.raw_os_error() => {}
+                    result => result.map_err(failed(what.clone()))?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what a message describes; `flags` say what is to happen when it is there.
+    async fn make(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> std::result::Result<(), rtnetlink::Error> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | flags;
+        let mut handle = self.handle.clone();
+        let mut answers = handle.request(request)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload {
+                return match error.code {
+                    None => Ok(()),
+                    Some(_) => Err(rtnetlink::Error::NetlinkError(error)),
+                };
+            }
+        }
+        Ok(())
     }
 
     /// Names of the bridge's ports.

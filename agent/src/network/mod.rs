@@ -3,6 +3,7 @@
 //!
 //! Bridge and base rules stay while the agent is away, since groups live on; [`Network::cleanup`] removes them.
 
+pub mod bandwidth;
 mod ipam;
 mod link;
 mod nft;
@@ -25,7 +26,7 @@ use crate::{
     sys,
 };
 
-use self::{rules::Leased, security::SecurityGroup};
+use self::{bandwidth::Bandwidth, rules::Leased, security::SecurityGroup};
 
 /// Where the host lists its name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -54,6 +55,8 @@ pub struct Attachment {
 pub struct Policy {
     /// Ids of the security groups it is a member of.
     pub security_groups: Vec<String>,
+    /// Limits of its traffic.
+    pub bandwidth: Bandwidth,
 }
 
 impl Policy {
@@ -61,6 +64,10 @@ impl Policy {
     pub fn of(spec: &GroupSpec) -> Self {
         Self {
             security_groups: spec.network.security_groups.clone(),
+            bandwidth: Bandwidth {
+                ingress_bits: spec.network.ingress_bits,
+                egress_bits: spec.network.egress_bits,
+            },
         }
     }
 
@@ -115,11 +122,12 @@ impl Network {
             leased: Mutex::default(),
             links: None,
         };
-        let mut leased = Vec::new();
+        let (mut leased, mut limited) = (Vec::new(), Vec::new());
         for lease in leases {
             network.lock_pool().take(lease.ip);
             if lease.is_attached {
                 leased.push(network.leased(&lease.id, lease.ip, &lease.policy));
+                limited.push((lease.id, lease.policy.bandwidth));
             }
         }
         if network.config.enabled {
@@ -130,6 +138,7 @@ impl Network {
                 .await?;
             rules::apply_base(config, &network.security_groups, subnet, &leased).await?;
             set("/proc/sys/net/ipv4/ip_forward")?;
+            limit_again(&links, limited).await?;
             network.links = Some(links);
         }
         Ok(network)
@@ -233,7 +242,13 @@ impl Network {
     /// # Errors
     /// `Internal` with what the kernel or `nft` said; then the group may not start.
     pub async fn govern(&self, id: &GroupId, ip: Ipv4Addr, policy: &Policy) -> Result<()> {
-        if self.links.is_some() && policy.has_rules() {
+        let Some(links) = &self.links else {
+            return Ok(());
+        };
+        if policy.bandwidth != Bandwidth::default() {
+            links.limit(&tap_name(id), policy.bandwidth).await?;
+        }
+        if policy.has_rules() {
             rules::add_policy(&self.leased(id, ip, policy)).await?;
         }
         Ok(())
@@ -308,6 +323,17 @@ impl Network {
             .find(|servers| !servers.is_empty())
             .unwrap_or_default()
     }
+}
+
+/// Makes sure of the limits of taps that are there; one that is gone gets its limits with its successor.
+async fn limit_again(links: &link::Links, limited: Vec<(GroupId, Bandwidth)>) -> Result<()> {
+    for (id, bandwidth) in limited {
+        let tap = tap_name(&id);
+        if bandwidth != Bandwidth::default() && links.index(&tap).await?.is_some() {
+            links.limit(&tap, bandwidth).await?;
+        }
+    }
+    Ok(())
 }
 
 /// The servers of a resolv.conf that a group can reach: no loopback ones.

@@ -1,6 +1,6 @@
-//! Groups in the network: who reaches whom.
+//! Groups in the network: who reaches whom, and how fast.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{collections::BTreeSet, process::Command, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -14,10 +14,18 @@ use tests::{
 /// A port that no rule opens.
 const CLOSED_PORT: u16 = 8081;
 const ANNOTATION: &str = "k8s.aliyun.com/eci-security-group";
-/// Serves the group's name on both ports.
-const SERVE: &str = "mkdir /srv; hostname > /srv/index.html; for p in 8080 8081; do busybox httpd -p $p -h /srv; done; echo serving; sleep 100000 & wait";
+/// Serves the group's name and a file of 1 MiB on both ports.
+const SERVE: &str = "mkdir /srv; hostname > /srv/index.html; dd if=/dev/zero of=/srv/big bs=64k count=16 2>/dev/null; \
+                     for p in 8080 8081; do busybox httpd -p $p -h /srv; done; echo serving; sleep 100000 & wait";
 /// What comes through comes far sooner, also on an emulated host; what does not is not waited for longer.
 const PATIENCE_SECONDS: u32 = 4;
+/// The limit of the stranger's traffic in both directions.
+const LIMIT: &str = "400k";
+/// The same, bytes a second.
+const LIMIT_BYTES: f64 = 50_000.0;
+/// What may go at once beside: the larger bucket.
+const BURST_BYTES: f64 = 131_072.0;
+
 /// A group that serves, and may do with its own interface what it likes.
 fn server(stage: &Stage, name: &str, fields: Value) -> Pod {
     let mut all = json!({ "securityContext": { "capabilities": { "add": ["NET_ADMIN", "NET_RAW"] } } });
@@ -40,6 +48,13 @@ fn ip_of(host: &Host, group: &str) -> Result<String> {
         .as_str()
         .context("the group has no address")?;
     Ok(ip.to_owned())
+}
+
+/// The tap of a group.
+fn tap_of(host: &Host, group: &str) -> Result<String> {
+    let group = host.group(group)?;
+    let id = group["id"].as_str().context("the group has no id")?;
+    Ok(id.chars().take(15).collect())
 }
 
 /// What a shell command in a group says, whether it ends well or not.
@@ -109,13 +124,18 @@ pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Resul
     let inside = create(host, &pod)?;
     let pod = server(stage, "peer", json!({})).annotation(ANNOTATION, SILENT_GROUP);
     let peer = create(host, &pod)?;
-    let pod = server(stage, "stranger", json!({}));
+    let pod = server(stage, "stranger", json!({}))
+        .annotation("kubernetes.io/ingress-bandwidth", LIMIT)
+        .annotation("kubernetes.io/egress-bandwidth", LIMIT);
     let stranger = create(host, &pod)?;
     let described = host.ecictl(&["describe", "inside"])?.success()?;
     ensure!(
         described.contains("Security    sg-open-port, sg-silent\n"),
         "{described}"
     );
+    let described = host.ecictl(&["describe", "stranger"])?.success()?;
+    let words = "Bandwidth   400 kbit/s in, 400 kbit/s out\n";
+    ensure!(described.contains(words), "{described}");
 
     ensure_fetches(
         host,
@@ -142,15 +162,19 @@ pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Resul
     )?;
     ensure_host_reaches(&inside)?;
     ensure_nobody_passes_for(host, &peer, &inside)?;
+    ensure_limited(host, &stranger, &inside)?;
 
     // A new agent finds the same.
     let rules = nft(&["--stateless", "list", "ruleset"])?;
+    let limits = limits_of(host, "stranger")?;
     stage.host.kill_agent()?;
     stage.host.restart_agent()?;
     let host = &stage.host;
     let again = nft(&["--stateless", "list", "ruleset"])?;
     ensure!(rules == again, "the rules were {rules:?} and are {again:?}");
     ensure!(rules.contains(&inside), "{inside} is no member: {rules:?}");
+    let limits_again = limits_of(host, "stranger")?;
+    ensure!(limits == limits_again, "{limits} became {limits_again}");
     ensure_host_reaches(&inside)?;
     host.remove("peer")?;
     ensure_only_member(host, "inside", SILENT_GROUP)?;
@@ -197,5 +221,66 @@ fn ensure_nobody_passes_for(host: &Host, peer: &str, inside: &str) -> Result<()>
         answered == "1" && arrived == expected,
         "{answered} answered, {before:?} became {arrived:?}"
     );
+    Ok(())
+}
+
+/// What the kernel says about a tap's limits, without its counters.
+fn limits_of(host: &Host, group: &str) -> Result<String> {
+    let tap = tap_of(host, group)?;
+    run(&format!(
+        "tc qdisc show dev {tap}; tc filter show dev {tap} ingress"
+    ))?
+    .success()
+}
+
+/// Bytes a tap's shaper has let through to its guest, and how often it made one wait.
+fn shaped(tap: &str) -> Result<(f64, u64)> {
+    let text = run(&format!("tc -s -j qdisc show dev {tap} root"))?.success()?;
+    let queues: Value = serde_json::from_str(&text).with_context(|| format!("parse {text:?}"))?;
+    let number = |name: &str| {
+        queues[0][name]
+            .as_f64()
+            .with_context(|| format!("{name} in {text}"))
+    };
+    Ok((
+        number("bytes")?,
+        queues[0]["overlimits"].as_u64().unwrap_or_default(),
+    ))
+}
+
+/// In neither direction does the stranger's traffic exceed its limit, however long it takes here.
+fn ensure_limited(host: &Host, stranger: &str, inside: &str) -> Result<()> {
+    let allowed = |seconds: f64| BURST_BYTES + LIMIT_BYTES * seconds;
+    let tap = tap_of(host, "stranger")?;
+
+    let (before, began) = (shaped(&tap)?, Instant::now());
+    let request = r"printf 'GET /big HTTP/1.0\r\n\r\n'";
+    let count = said(
+        host,
+        "stranger",
+        &format!("{request} | timeout 4 busybox nc {inside} {OPEN_PORT} | wc -c"),
+    )?;
+    let (after, seconds) = (shaped(&tap)?, began.elapsed().as_secs_f64());
+    let (passed, waited) = (after.0 - before.0, after.1 - before.1);
+    ensure!(
+        passed <= allowed(seconds) && waited > 0 && passed > 10_000.0,
+        "to the guest {passed} bytes in {seconds} s, {waited} waited, {count} arrived"
+    );
+
+    let url = format!("http://{stranger}:{CLOSED_PORT}/big");
+    let line = run(&format!(
+        "curl -s --max-time 4 -o /dev/null -w '%{{size_download}} %{{time_total}}' {url} || true"
+    ))?
+    .success()?;
+    let (bytes, seconds) = line.split_once(' ').context("read two numbers")?;
+    let (bytes, seconds): (f64, f64) = (bytes.parse()?, seconds.parse()?);
+    ensure!(
+        bytes <= allowed(seconds) && bytes > 10_000.0,
+        "from the guest {bytes} bytes in {seconds} s"
+    );
+    let filter = run(&format!("tc -s filter show dev {tap} ingress"))?.success()?;
+    let dropped = filter.contains("dropped") && !filter.contains("dropped 0,");
+    ensure!(dropped, "nothing was held back: {filter}");
+    eprintln!("to the guest {passed} bytes, {waited} waited; from it {line}");
     Ok(())
 }

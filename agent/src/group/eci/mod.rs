@@ -13,7 +13,7 @@ use std::{cell::RefCell, collections::BTreeMap};
 use self::params::{Params, Reader};
 use super::{
     lifecycle::Role,
-    network::NetworkSpec,
+    network::{BANDWIDTHS, NetworkSpec},
     pod,
     size::{SizeTable, Wanted},
     spec::{
@@ -130,6 +130,8 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
             .map(str::to_owned)
             .into_iter()
             .collect(),
+        ingress_bits: read_bandwidth(&reader, "IngressBandwidth"),
+        egress_bits: read_bandwidth(&reader, "EgressBandwidth"),
     };
     let active_deadline_seconds = reader.number("ActiveDeadlineSeconds", 1..=validate::MAX_DEADLINE_SECONDS);
 
@@ -202,8 +204,6 @@ fn refuse_unsupported(reader: &Reader<'_>) {
             "no such image cache; images are kept on the host without one",
         ),
         ("DataCacheBucket", NOT_YET),
-        ("IngressBandwidth", NOT_YET),
-        ("EgressBandwidth", NOT_YET),
         ("CpuOptionsNuma", "not supported"),
         ("InstanceType", "not supported; valid: Cpu and Memory"),
     ] {
@@ -239,6 +239,13 @@ fn read_size(reader: &Reader<'_>) -> Wanted {
             .milli("Memory")
             .map(|milli| (u64::from(milli) * GIB).div_ceil(1000)),
     }
+}
+
+/// A limit in bits a second, as the English text of the API has it; 0 is none.
+fn read_bandwidth(reader: &Reader<'_>, field: &str) -> Option<u64> {
+    reader
+        .number(field, 0..=*BANDWIDTHS.end())
+        .filter(|bits| *bits > 0)
 }
 
 fn read_tags(reader: &Reader<'_>) -> BTreeMap<String, String> {

@@ -366,3 +366,15 @@ fn a_security_group_is_taken_over() {
         assert_eq!(spec.network, NetworkSpec::default());
     }
 }
+
+#[test]
+fn limits_of_bandwidth_are_bits_a_second_and_0_is_none() {
+    let spec = group(&[("IngressBandwidth", "40000000"), ("EgressBandwidth", "0")]).unwrap();
+    assert_eq!(
+        (spec.network.ingress_bits, spec.network.egress_bits),
+        (Some(40_000_000), None)
+    );
+    let found = group(&[("IngressBandwidth", "1"), ("EgressBandwidth", "-1")]).unwrap_err();
+    let fields: Vec<_> = found.0.iter().map(|violation| violation.field.as_str()).collect();
+    assert_eq!(fields, ["EgressBandwidth", "IngressBandwidth"]);
+}

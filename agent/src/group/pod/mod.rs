@@ -312,7 +312,7 @@ fn convert(
             .collect(),
         fs_group,
         supplemental_groups,
-        network: network_spec(&annotations),
+        network: network_spec(&annotations, found),
         door: Door::Pod,
         request: None,
         name,
@@ -321,10 +321,21 @@ fn convert(
 }
 
 /// What annotations say about the network.
-fn network_spec(annotations: &BTreeMap<String, String>) -> NetworkSpec {
+fn network_spec(annotations: &BTreeMap<String, String>, found: &mut Violations) -> NetworkSpec {
     let security_groups = annotations.get(network::SECURITY_GROUP_ANNOTATION);
+    let mut bits = |annotation: &str| {
+        let text = annotations.get(annotation)?;
+        let bits = quantity::parse_units(text);
+        if let Err(error) = &bits {
+            let field = format!("metadata.annotations[{annotation}]");
+            found.invalid(field, text, format!("{error}; bits a second, such as 40M"));
+        }
+        bits.ok()
+    };
     NetworkSpec {
         security_groups: security_groups.map_or_else(Vec::new, |text| network::comma_list(text)),
+        ingress_bits: bits(network::INGRESS_ANNOTATION),
+        egress_bits: bits(network::EGRESS_ANNOTATION),
     }
 }
 

@@ -525,3 +525,27 @@ fn security_groups_are_an_annotation() {
         ]
     );
 }
+
+#[test]
+fn limits_of_bandwidth_are_annotations_in_bits_a_second() {
+    let limits =
+        |text: &str| annotated(network::EGRESS_ANNOTATION, text).map(|spec| spec.network.egress_bits);
+    for (text, expected) in [
+        ("40M", 40_000_000),
+        ("1Ki", 1024),
+        ("1e3", 1000),
+        ("1P", 10_u64.pow(15)),
+    ] {
+        assert_eq!(limits(text).unwrap(), Some(expected), "{text}");
+    }
+    for (text, problem) in [
+        ("fast", "\"fast\": not a quantity"),
+        ("999", "\"999\": bits a second; valid: 1000 (1k) to"),
+        ("0", "\"0\": bits a second"),
+        ("2P", "\"2000000000000000\": bits a second"),
+    ] {
+        let found = limits(text).unwrap_err().to_string();
+        let expected = format!("metadata.annotations[kubernetes.io/egress-bandwidth]: {problem}");
+        assert!(found.contains(&expected), "{found}");
+    }
+}
