@@ -71,6 +71,7 @@ impl Error {
     pub fn refused(violations: Violations) -> Self {
         let kind = match violations.0.first().map(|violation| violation.kind) {
             Some(ViolationKind::UnknownSecurityGroup) => ErrorKind::NotFound,
+            Some(ViolationKind::PortTaken) => ErrorKind::AlreadyExists,
             _ => ErrorKind::InvalidArgument,
         };
         Self {

@@ -350,7 +350,8 @@ fn container(spec: &ContainerSpec) -> Container {
             container_port: port.port.into(),
             name: text(&port.name),
             protocol: Some(port.protocol.clone()),
-            ..ContainerPort::default()
+            host_port: port.host_port.map(i32::from),
+            host_ip: port.host_ip.map(|ip| ip.to_string()),
         })
         .collect();
     let mounts: Vec<_> = spec
@@ -566,7 +567,7 @@ spec:
     args: [-c, 'true']
     workingDir: /srv
     env: [{name: A, value: b}, {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]
-    ports: [{containerPort: 80, name: http}]
+    ports: [{containerPort: 80, name: http, hostPort: 8080, hostIP: 192.0.2.1}]
     volumeMounts: [{name: v, mountPath: /v, readOnly: true, subPath: x}]
     resources: {limits: {cpu: 500m, memory: 128Mi}}
     securityContext: {runAsUser: 5, runAsNonRoot: true, capabilities: {add: [NET_ADMIN], drop: [ALL]}}

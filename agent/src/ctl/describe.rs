@@ -10,7 +10,7 @@ use crate::group::{
     lifecycle::{Handler, Role},
     network::bandwidth_text,
     size,
-    spec::{ContainerSpec, GroupSpec},
+    spec::{ContainerSpec, GroupSpec, PortSpec},
     status::{ContainerState, ContainerStatus, EventKind, Group},
 };
 
@@ -90,11 +90,7 @@ fn render(group: &Group) -> String {
         if !words.is_empty() {
             lines.push(nested("Command", &words.join(" ")));
         }
-        let ports: Vec<_> = wanted
-            .ports
-            .iter()
-            .map(|port| format!("{}/{}", port.port, port.protocol))
-            .collect();
+        let ports: Vec<_> = wanted.ports.iter().map(port_text).collect();
         if !ports.is_empty() {
             lines.push(nested("Ports", &ports.join(", ")));
         }
@@ -125,6 +121,16 @@ fn field(name: &str, value: &str) -> String {
 
 fn nested(name: &str, value: &str) -> String {
     format!("  {name:10}{}", table::clean(value))
+}
+
+/// `80/TCP`, with the host's port where one leads there.
+fn port_text(port: &PortSpec) -> String {
+    let own = format!("{}/{}", port.port, port.protocol);
+    match (port.host_ip, port.host_port) {
+        (Some(ip), Some(host)) => format!("{own} (the host's {ip}:{host})"),
+        (None, Some(host)) => format!("{own} (the host's {host})"),
+        (_, None) => own,
+    }
 }
 
 /// The limits of a group's traffic.

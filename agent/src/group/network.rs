@@ -7,6 +7,7 @@ use super::{
     spec::{Door, GroupSpec},
     violation::{FieldPath, ViolationKind, Violations},
 };
+use crate::network::host_ports;
 
 /// The security groups of a Pod, separated by commas.
 pub const SECURITY_GROUP_ANNOTATION: &str = "k8s.aliyun.com/eci-security-group";
@@ -47,6 +48,21 @@ pub fn security_group_field(door: Door) -> String {
     .into()
 }
 
+/// The field of a container's port that names the host's.
+pub fn host_port_field(spec: &GroupSpec, container: usize, port: usize) -> String {
+    // Containers that take turns come last, whatever the door.
+    let takes_turns = |index: usize| spec.containers[index].lifecycle.role.takes_turns();
+    let (pod, eci) = if takes_turns(container) {
+        ("spec.initContainers", "InitContainer")
+    } else {
+        ("spec.containers", "Container")
+    };
+    let before = (0..container).filter(|index| takes_turns(*index) == takes_turns(container));
+    let list = FieldPath::new(spec.door).field(pod, eci).item(before.count());
+    let item = list.field("ports", "Port").item(port);
+    item.field("hostPort", "HostPort").into()
+}
+
 /// A field that is an annotation of a Pod, or a parameter of ECI.
 fn annotation_or(root: &FieldPath, annotation: &str, parameter: &str) -> FieldPath {
     let field = root.field("metadata.annotations", parameter);
@@ -85,6 +101,19 @@ pub(super) fn validate(spec: &GroupSpec, root: &FieldPath, found: &mut Violation
                 bits,
                 "bits a second; valid: 1000 (1k) to 1000000000000000 (1P)",
             );
+        }
+    }
+    let ports = host_ports(spec);
+    for (position, (container, index, port)) in ports.iter().enumerate() {
+        let before = ports[..position]
+            .iter()
+            .find(|(_, _, other)| other.overlaps(port));
+        if let Some((other, other_index, _)) = before {
+            let problem = format!(
+                "{} has it; valid: each port of the host once",
+                host_port_field(spec, *other, *other_index)
+            );
+            found.invalid(host_port_field(spec, *container, *index), port, problem);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a caller wants of a container group. Plain data, no I/O.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -183,6 +183,12 @@ pub struct PortSpec {
     pub port: u16,
     /// `TCP` or `UDP`.
     pub protocol: String,
+    /// Port of the host that leads here.
+    #[serde(default)]
+    pub host_port: Option<u16>,
+    /// At this address of the host only.
+    #[serde(default)]
+    pub host_ip: Option<Ipv4Addr>,
 }
 
 /// A volume mounted into a container.

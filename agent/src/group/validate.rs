@@ -468,6 +468,13 @@ impl Check {
                     "another port of the container has this name",
                 );
             }
+            if let Some(host_port) = port.host_port.filter(|port| RESERVED_PORTS.contains(port)) {
+                self.invalid(
+                    path.field("hostPort", "HostPort"),
+                    host_port,
+                    "the host's own; valid: 1 to 65535 without 111, 998, 10250 and 10255",
+                );
+            }
             if !["TCP", "UDP"].contains(&port.protocol.as_str()) {
                 self.invalid(
                     path.field("protocol", "Protocol"),

@@ -25,6 +25,8 @@ pub enum ViolationKind {
     Restricted,
     /// A security group that this host does not have.
     UnknownSecurityGroup,
+    /// A port of the host that is not free.
+    PortTaken,
 }
 
 /// One mistake.

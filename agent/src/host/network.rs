@@ -6,11 +6,13 @@ use crate::{
     config::Config,
     error::{Error, Result},
     group::{
-        network::security_group_field,
+        driver::Published,
+        network::{host_port_field, security_group_field},
         spec::GroupSpec,
+        status::{Group, Phase},
         violation::{ViolationKind, Violations},
     },
-    network::{Lease, Network, Policy},
+    network::{HostPort, Lease, Network, Policy, host_ports},
     store::Record,
 };
 
@@ -34,6 +36,14 @@ impl Host {
         let mut found = Violations::default();
         let known: Vec<&str> = self.parts.network.security_groups().collect();
         unknown_security_groups(spec, &known, &mut found);
+        let others: Vec<_> = self
+            .all()
+            .iter()
+            .filter(|other| has_ports(other))
+            .cloned()
+            .collect();
+        let others: Vec<&Group> = others.iter().map(|other| &other.group).collect();
+        taken_ports(spec, &others, HostPort::obstacle, &mut found);
         if found.0.is_empty() {
             Ok(())
         } else {
@@ -61,10 +71,52 @@ fn unknown_security_groups(spec: &GroupSpec, known: &[&str], found: &mut Violati
     }
 }
 
+/// Whether host ports lead to a group: one that has ended gave them back with its sandbox.
+fn has_ports(published: &Published) -> bool {
+    let ended = matches!(published.group.status.phase, Phase::Succeeded | Phase::Failed);
+    !ended || published.connection.is_some()
+}
+
+/// Host ports that are not free: another group or a program of the host has them.
+fn taken_ports(
+    spec: &GroupSpec,
+    others: &[&Group],
+    obstacle: impl Fn(&HostPort) -> Option<String>,
+    found: &mut Violations,
+) {
+    for (container, index, port) in &host_ports(spec) {
+        let field = host_port_field(spec, *container, *index);
+        let mut taken = |by: String| {
+            let problem = format!("{by}; valid: a port of the host that is free");
+            found.add(ViolationKind::PortTaken, field.clone(), port, problem);
+        };
+        let mut is_led_elsewhere = false;
+        for other in others {
+            if host_ports(&other.spec)
+                .iter()
+                .any(|(_, _, other)| other.overlaps(port))
+            {
+                let Group { id, spec, .. } = other;
+                taken(format!(
+                    "container group {}/{} ({id}) has it",
+                    spec.namespace, spec.name
+                ));
+                is_led_elsewhere = true;
+            }
+        }
+        if !is_led_elsewhere && let Some(obstacle) = obstacle(port) {
+            taken(obstacle);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::group::spec::{Door, testing};
+    use crate::group::{
+        spec::{Door, PortSpec, testing},
+        status::{GroupId, GroupStatus},
+    };
 
     #[test]
     fn unknown_security_groups_are_named_in_the_words_of_the_door_with_those_there_are() {
@@ -92,5 +144,51 @@ mod tests {
                 && text.contains("none is configured"),
             "{text}"
         );
+    }
+
+    fn with_port(name: &str, host_port: u16) -> GroupSpec {
+        let mut spec = testing::group(name, 2);
+        spec.containers[1].ports.push(PortSpec {
+            name: String::new(),
+            port: 80,
+            protocol: "TCP".into(),
+            host_port: Some(host_port),
+            host_ip: None,
+        });
+        spec
+    }
+
+    #[test]
+    fn whoever_has_a_port_is_named() {
+        let group = |id: &str, spec: GroupSpec| Group {
+            id: GroupId::parse(id).unwrap(),
+            status: GroupStatus::new(&spec, 1),
+            spec,
+        };
+        let one = group("eci-0000000000000000000a", with_port("one", 8080));
+        let other = group("eci-0000000000000000000b", with_port("other", 8081));
+        let said = |port: u16| {
+            let mut found = Violations::default();
+            let obstacle =
+                |port: &HostPort| (port.port == 22).then(|| "a program of the host has it".to_owned());
+            taken_ports(&with_port("new", port), &[&one, &other], obstacle, &mut found);
+            assert!(found.0.iter().all(|found| found.kind == ViolationKind::PortTaken));
+            found.to_string()
+        };
+        let field = "spec.containers[1].ports[0].hostPort";
+        assert_eq!(
+            said(8081),
+            format!(
+                "{field}: \"0.0.0.0:8081/tcp\": container group default/other (eci-0000000000000000000b) has it; valid: a \
+                 port of the host that is free"
+            )
+        );
+        assert_eq!(
+            said(22),
+            format!(
+                "{field}: \"0.0.0.0:22/tcp\": a program of the host has it; valid: a port of the host that is free"
+            )
+        );
+        assert_eq!(said(8082), "");
     }
 }

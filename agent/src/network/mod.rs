@@ -7,6 +7,7 @@ pub mod bandwidth;
 mod ipam;
 mod link;
 mod nft;
+mod ports;
 mod rules;
 pub mod security;
 
@@ -18,6 +19,7 @@ use std::{
 };
 
 pub use ipam::{AddressPool, Subnet};
+pub use ports::{HostPort, HostProtocol};
 
 use crate::{
     config::NetworkConfig,
@@ -57,6 +59,8 @@ pub struct Policy {
     pub security_groups: Vec<String>,
     /// Limits of its traffic.
     pub bandwidth: Bandwidth,
+    /// Ports of the host that lead to it.
+    pub host_ports: Vec<HostPort>,
 }
 
 impl Policy {
@@ -68,13 +72,35 @@ impl Policy {
                 ingress_bits: spec.network.ingress_bits,
                 egress_bits: spec.network.egress_bits,
             },
+            host_ports: host_ports(spec).into_iter().map(|(_, _, port)| port).collect(),
         }
     }
 
     /// Whether there is anything for the rules to know.
     fn has_rules(&self) -> bool {
-        !self.security_groups.is_empty()
+        !self.security_groups.is_empty() || !self.host_ports.is_empty()
     }
+}
+
+/// The host ports of a group, with the positions of container and port.
+pub fn host_ports(spec: &GroupSpec) -> Vec<(usize, usize, HostPort)> {
+    let mut found = Vec::new();
+    for (container, spec) in spec.containers.iter().enumerate() {
+        for (index, declared) in spec.ports.iter().enumerate() {
+            if let (Some(port), Some(protocol)) =
+                (declared.host_port, HostProtocol::parse(&declared.protocol))
+            {
+                let lead = HostPort {
+                    ip: declared.host_ip,
+                    port,
+                    protocol,
+                    target: declared.port,
+                };
+                found.push((container, index, lead));
+            }
+        }
+    }
+    found
 }
 
 /// A group that has an address already.
@@ -138,6 +164,10 @@ impl Network {
                 .await?;
             rules::apply_base(config, &network.security_groups, subnet, &leased).await?;
             set("/proc/sys/net/ipv4/ip_forward")?;
+            set(&format!(
+                "/proc/sys/net/ipv4/conf/{}/route_localnet",
+                config.bridge
+            ))?;
             limit_again(&links, limited).await?;
             network.links = Some(links);
         }
@@ -164,6 +194,7 @@ impl Network {
         let leased = Leased {
             is_guarded: !policy.security_groups.is_empty(),
             security_groups: known.into_iter().cloned().collect(),
+            host_ports: policy.host_ports.clone(),
             ..Leased::new(tap_name(id), ip)
         };
         self.lock_leased().insert(id.clone(), leased.clone());

@@ -1,4 +1,4 @@
-//! The agent's nftables: table `inet eci` for NAT and forwarding, table `bridge eci` that keeps each tap to its own
+//! The agent's nftables: table `inet eci` for NAT, forwarding and host ports, table `bridge eci` that keeps each tap to its own
 //! MAC and IP address and has the rules of security groups. Nobody else's tables are touched.
 //!
 //! Both are replaced as a whole when an agent starts, with all that the store knows of; in between only elements of sets
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{
     Subnet, mac, mac_text,
     nft::{self, TABLE, accept, add, chain, compare, drop, fresh_table, in_set, meta, payload, rule, set},
+    ports::{self, HostPort},
     security::{self, SecurityGroup},
 };
 use crate::{config::NetworkConfig, error::Result};
@@ -26,6 +27,7 @@ pub(super) struct Leased {
     pub(super) is_guarded: bool,
     /// Those there are.
     pub(super) security_groups: Vec<String>,
+    pub(super) host_ports: Vec<HostPort>,
 }
 
 impl Leased {
@@ -36,6 +38,7 @@ impl Leased {
             ip,
             is_guarded: false,
             security_groups: Vec::new(),
+            host_ports: Vec::new(),
         }
     }
 }
@@ -89,7 +92,9 @@ fn own_addresses(tap: &str, ip: Ipv4Addr) -> Value {
 
 /// All elements that a group's policy comes to.
 fn policy(leased: &Leased) -> Vec<Value> {
-    security::memberships(leased).collect()
+    security::memberships(leased)
+        .chain(ports::leads(leased.ip, &leased.host_ports))
+        .collect()
 }
 
 fn remove_commands(leased: &Leased) -> Vec<Value> {
@@ -111,8 +116,11 @@ fn base(
     let mut commands = fresh_table("inet");
     commands.push(chain("inet", "forward", "filter", "forward", 0));
     commands.push(security::no_strangers(&config.bridge, subnet));
-    // From outside only what answers: groups are behind NAT.
+    commands.push(chain("inet", "postrouting", "nat", "postrouting", 100));
+    commands.extend(ports::chains(&config.bridge, subnet));
+    // From outside only what answers, and what a host port leads here: groups are behind NAT.
     if config.masquerade {
+        commands.push(rule("inet", "forward", &[ports::was_translated(), accept()]));
         commands.push(rule(
             "inet",
             "forward",
@@ -123,7 +131,6 @@ fn base(
                 drop(),
             ],
         ));
-        commands.push(chain("inet", "postrouting", "nat", "postrouting", 100));
         commands.push(rule(
             "inet",
             "postrouting",

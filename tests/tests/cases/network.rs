@@ -1,4 +1,4 @@
-//! Groups in the network: who reaches whom, and how fast.
+//! Groups in the network: who reaches whom, by which port, and how fast.
 
 use std::{collections::BTreeSet, process::Command, time::Instant};
 
@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tests::{
     host::{Host, OPEN_PORT, SILENT_GROUP},
     pod::Pod,
-    process::{self, Finished},
+    process::{self, Background, Finished},
+    registry::free_address,
     stage::Stage,
 };
 
@@ -120,7 +121,9 @@ pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Resul
             "valid: sg-open-port, sg-silent",
         ],
     )?;
-    let pod = server(stage, "inside", json!({})).annotation(ANNOTATION, "sg-open-port, sg-silent");
+    let host_port = free_address()?.port();
+    let ports = json!({ "ports": [{ "containerPort": OPEN_PORT, "hostPort": host_port }] });
+    let pod = server(stage, "inside", ports.clone()).annotation(ANNOTATION, "sg-open-port, sg-silent");
     let inside = create(host, &pod)?;
     let pod = server(stage, "peer", json!({})).annotation(ANNOTATION, SILENT_GROUP);
     let peer = create(host, &pod)?;
@@ -129,10 +132,12 @@ pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Resul
         .annotation("kubernetes.io/egress-bandwidth", LIMIT);
     let stranger = create(host, &pod)?;
     let described = host.ecictl(&["describe", "inside"])?.success()?;
-    ensure!(
-        described.contains("Security    sg-open-port, sg-silent\n"),
-        "{described}"
-    );
+    for words in [
+        "Security    sg-open-port, sg-silent\n",
+        &format!("8080/TCP (the host's {host_port})"),
+    ] {
+        ensure!(described.contains(words), "{words:?} is not in {described}");
+    }
     let described = host.ecictl(&["describe", "stranger"])?.success()?;
     let words = "Bandwidth   400 kbit/s in, 400 kbit/s out\n";
     ensure!(described.contains(words), "{described}");
@@ -158,9 +163,16 @@ pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Resul
     ensure_fetches(
         host,
         "stranger",
-        &[(&inside, OPEN_PORT, "inside"), (&inside, CLOSED_PORT, "")],
+        &[
+            (&inside, OPEN_PORT, "inside"),
+            (&inside, CLOSED_PORT, ""),
+            // Its way back goes through the host too.
+            ("10.88.0.1", host_port, "inside"),
+        ],
     )?;
-    ensure_host_reaches(&inside)?;
+    ensure_host_reaches(&inside, host_port)?;
+    ensure_outside_reaches(&inside, host_port)?;
+    ensure_port_is_taken(stage, host_port)?;
     ensure_nobody_passes_for(host, &peer, &inside)?;
     ensure_limited(host, &stranger, &inside)?;
 
@@ -175,21 +187,84 @@ pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Resul
     ensure!(rules.contains(&inside), "{inside} is no member: {rules:?}");
     let limits_again = limits_of(host, "stranger")?;
     ensure!(limits == limits_again, "{limits} became {limits_again}");
-    ensure_host_reaches(&inside)?;
+    ensure_host_reaches(&inside, host_port)?;
     host.remove("peer")?;
     ensure_only_member(host, "inside", SILENT_GROUP)?;
     host.remove("inside")?;
+    let gone = curl(&format!("127.0.0.1:{host_port}"))?;
+    ensure!(gone.code == 7, "the host's port leads somewhere: {gone}");
     host.remove("stranger")
 }
 
-/// The host reaches what is open.
-fn ensure_host_reaches(inside: &str) -> Result<()> {
-    let open = curl(&format!("{inside}:{OPEN_PORT}"))?.success()?;
-    ensure!(open == "inside\n", "the host gets {open:?}");
+/// The host reaches what is open, directly and by its own port.
+fn ensure_host_reaches(inside: &str, host_port: u16) -> Result<()> {
+    for address in [
+        format!("{inside}:{OPEN_PORT}"),
+        format!("127.0.0.1:{host_port}"),
+        format!("10.88.0.1:{host_port}"),
+    ] {
+        let found = curl(&address)?.success()?;
+        ensure!(found == "inside\n", "the host gets {found:?} of {address}");
+    }
     let closed = curl(&format!("{inside}:{CLOSED_PORT}"))?;
     // Its time was over.
     ensure!(closed.code == 28, "the host gets {closed}");
     Ok(())
+}
+
+/// A machine beside the host reaches the port of the host, and no group.
+fn ensure_outside_reaches(inside: &str, host_port: u16) -> Result<()> {
+    let mut outside = Background::start(Command::new("unshare").args([
+        "--net",
+        "sh",
+        "-c",
+        "echo there; exec sleep 1000",
+    ]))?;
+    outside.wait_line("another network", |line| line == "there")?;
+    let there = format!("nsenter --net=/proc/{}/ns/net", outside.id());
+    run(&format!(
+        "ip link add eciout type veth peer name eciin netns {id}; ip addr add 10.99.0.1/24 dev eciout; \
+         ip link set eciout up; {there} ip addr add 10.99.0.2/24 dev eciin; {there} ip link set eciin up; \
+         {there} ip route add default via 10.99.0.1",
+        id = outside.id()
+    ))?
+    .success()?;
+    let get = |address: String| {
+        run(&format!(
+            "{there} curl -s --max-time {PATIENCE_SECONDS} http://{address}/"
+        ))
+    };
+    let (led, straight) = (
+        get(format!("10.99.0.1:{host_port}")),
+        get(format!("{inside}:{OPEN_PORT}")),
+    );
+    run("ip link del eciout")?.success()?;
+    let (led, straight) = (led?.success()?, straight?);
+    ensure!(
+        led == "inside\n",
+        "another machine gets {led:?} of the host's port"
+    );
+    ensure!(straight.code == 28, "another machine reaches a group: {straight}");
+    Ok(())
+}
+
+/// Everybody who has a port that is wanted is named at once.
+fn ensure_port_is_taken(stage: &Stage, host_port: u16) -> Result<()> {
+    let registry = stage.registry.name();
+    let (_, used) = registry.rsplit_once(':').context("the registry has no port")?;
+    let used: u16 = used.parse().context("parse the registry's port")?;
+    let ports = json!({ "ports": [
+        { "containerPort": 1, "hostPort": host_port }, { "containerPort": 2, "hostPort": used },
+    ] });
+    stage.host.try_create(&server(stage, "late", ports))?.refused(
+        1,
+        &[
+            "spec.containers[0].ports[0].hostPort",
+            "container group default/inside",
+            "spec.containers[0].ports[1].hostPort",
+            "a program of the host has it",
+        ],
+    )
 }
 
 /// The stranger does not pass for a member: neither with datagrams nor with what it says about addresses.

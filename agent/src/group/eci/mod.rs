@@ -184,7 +184,7 @@ fn refuse_unsupported(reader: &Reader<'_>) {
         ("PrivateIpAddress", "not supported; the host gives addresses"),
         (
             "EipInstanceId",
-            "not supported; a host has no public addresses to give",
+            "not supported; a host has no public addresses to give; valid: a Pod with hostPort",
         ),
         ("RamRoleName", "not supported; a host has no instance roles"),
         ("MaxPendingMinute", NOT_YET),
@@ -392,6 +392,8 @@ fn convert_container(reader: &Reader<'_>, index: usize, role: Role) -> Container
                     name: String::new(),
                     port: u16::try_from(port).ok()?,
                     protocol: item.word("Protocol").unwrap_or("TCP").to_owned(),
+                    host_port: None,
+                    host_ip: None,
                 })
             })
             .collect(),

@@ -1,5 +1,7 @@
 //! One container of a Pod.
 
+use std::net::Ipv4Addr;
+
 use super::lifecycle;
 use k8s_openapi::{
     api::core::v1::{
@@ -434,14 +436,27 @@ fn convert_port(port: ContainerPort, path: &str, found: &mut Violations) -> Opti
         name,
         protocol,
     } = port;
-    if host_ip.is_some() || host_port.is_some_and(|port| port != 0) {
-        found.add(
-            ViolationKind::Unsupported,
-            format!("{path}.hostPort"),
-            host_port.unwrap_or(0),
-            "not supported; reach the group by its own address",
-        );
-    }
+    let host_port = host_port.filter(|port| *port != 0).map(|port| {
+        u16::try_from(port).unwrap_or_else(|_| {
+            found.invalid(
+                format!("{path}.hostPort"),
+                port,
+                "valid: 1 to 65535, or 0 for none",
+            );
+            1
+        })
+    });
+    let host_ip = host_ip.filter(|ip| !ip.is_empty()).and_then(|ip| {
+        let address = ip.parse::<Ipv4Addr>();
+        if address.is_err() {
+            found.invalid(
+                format!("{path}.hostIP"),
+                &ip,
+                "valid: an IPv4 address of the host",
+            );
+        }
+        address.ok().filter(|ip| !ip.is_unspecified())
+    });
     let Ok(port) = u16::try_from(container_port) else {
         found.invalid(
             format!("{path}.containerPort"),
@@ -456,6 +471,8 @@ fn convert_port(port: ContainerPort, path: &str, found: &mut Violations) -> Opti
         protocol: protocol
             .filter(|protocol| !protocol.is_empty())
             .unwrap_or_else(|| "TCP".into()),
+        host_port,
+        host_ip,
     })
 }
 

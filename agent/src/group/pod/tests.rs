@@ -203,8 +203,20 @@ fn wrong_values_name_field_and_what_is_valid() {
             "ports[0].protocol: \"SCTP\": valid: TCP or UDP",
         ),
         (
-            "    ports: [{containerPort: 80, hostPort: 80}]",
-            "ports[0].hostPort",
+            "    ports: [{containerPort: 80, hostPort: 111}]",
+            "ports[0].hostPort: \"111\": the host's own",
+        ),
+        (
+            "    ports: [{containerPort: 80, hostPort: 65536}]",
+            "ports[0].hostPort: \"65536\": valid: 1 to 65535",
+        ),
+        (
+            "    ports: [{containerPort: 80, hostPort: 80, hostIP: '::1'}]",
+            "ports[0].hostIP: \"::1\": valid: an IPv4 address",
+        ),
+        (
+            "    ports: [{containerPort: 80, hostPort: 80}, {containerPort: 81, hostPort: 80}]",
+            "ports[1].hostPort: \"0.0.0.0:80/tcp\": spec.containers[0].ports[0].hostPort has it",
         ),
         (
             "    workingDir: tmp",

@@ -1,5 +1,8 @@
 use super::*;
-use crate::network::security::{Protocol, Rule};
+use crate::network::{
+    HostProtocol,
+    security::{Protocol, Rule},
+};
 
 fn leased(number: u8, security_groups: &[&str]) -> Leased {
     Leased {
@@ -38,6 +41,20 @@ fn security_groups() -> Vec<SecurityGroup> {
             ingress: vec![allow(Protocol::Tcp, &["5432"], &["sg-web"])],
             egress: vec![allow(Protocol::Udp, &["53"], &["0.0.0.0/0"])],
         },
+    ]
+}
+
+/// A port at all addresses of the host, and one at a single one.
+fn host_ports() -> Vec<HostPort> {
+    let port = |ip, port, protocol| HostPort {
+        ip,
+        port,
+        protocol,
+        target: port + 1,
+    };
+    vec![
+        port(None, 8080, HostProtocol::Tcp),
+        port(Some(Ipv4Addr::new(192, 0, 2, 1)), 53, HostProtocol::Udp),
     ]
 }
 
@@ -81,7 +98,10 @@ fn the_rules_are_as_recorded() {
 
 #[test]
 fn what_a_group_adds_it_takes_back() {
-    let leased = leased(4, &["sg-web", "sg-db"]);
+    let leased = Leased {
+        host_ports: host_ports(),
+        ..leased(4, &["sg-web", "sg-db"])
+    };
     let added = nft::text(&add(policy(&leased)));
     let text = format!("{added}\n{}", nft::text(&remove_commands(&leased)));
     ensure_recorded(
