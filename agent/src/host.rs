@@ -342,7 +342,7 @@ impl Host {
                 ));
             }
         }
-        self.admit_to_network(spec)?;
+        self.admit_to_network(spec, None)?;
         let running: Vec<Size> = groups.iter().filter_map(|group| group.reserved()).collect();
         let config = &self.parts.config;
         capacity::admit(

@@ -44,7 +44,7 @@ pub struct Published {
     /// It goes on from this snapshot and does not run yet.
     pub restores: Option<SnapshotId>,
     /// What it is to be once its update is done.
-    pub update_size: Option<Size>,
+    pub update: Option<Arc<GroupSpec>>,
 }
 
 impl Published {
@@ -52,7 +52,7 @@ impl Published {
     pub fn reserved(&self) -> Option<Size> {
         let has_ended = matches!(self.group.status.phase, Phase::Succeeded | Phase::Failed);
         let now = self.group.spec.size;
-        let next = self.update_size.unwrap_or(now);
+        let next = self.update.as_ref().map_or(now, |spec| spec.size);
         (!has_ended).then(|| Size {
             cpu_milli: now.cpu_milli.max(next.cpu_milli),
             memory_bytes: now.memory_bytes.max(next.memory_bytes),
@@ -180,7 +180,7 @@ impl Driver {
             group: record.group.clone(),
             connection: None,
             restores: record.restores.clone(),
-            update_size: record.update.as_ref().map(|spec| spec.size),
+            update: record.update.clone().map(Arc::new),
         });
         let (published, receiver) = watch::channel(first);
         let containers = record
@@ -908,17 +908,16 @@ impl Driver {
             .connection
             .clone()
             .filter(|_| self.sandbox == SandboxSeen::Running);
-        let update_size = self.record.update.as_ref().map(|spec| spec.size);
         self.published.send_if_modified(|published| {
             let changed = published.group != self.record.group
                 || published.restores != self.record.restores
-                || published.update_size != update_size
+                || published.update.as_deref() != self.record.update.as_ref()
                 || published.connection.is_some() != connection.is_some();
             if changed {
                 *published = Arc::new(Published {
                     group: self.record.group.clone(),
                     restores: self.record.restores.clone(),
-                    update_size,
+                    update: self.record.update.clone().map(Arc::new),
                     connection,
                 });
             }

@@ -7,7 +7,7 @@
 //! | labels, annotations, credentials, restart policy, grace, deadline; a volume is added | nothing is restarted |
 //! | a container that does the group's work; files that it mounts | it ends, and begins anew in the same sandbox |
 //! | one that takes turns (init container, sidecar) | all containers begin anew, in order, in the same sandbox |
-//! | the group's size, DNS, hosts, sysctls, host name, `fsGroup`; another volume is changed or removed | all begin anew in a new sandbox |
+//! | the group's size, network, host ports, DNS, hosts, sysctls, host name, `fsGroup`; another volume is changed or removed | all begin anew in a new sandbox |
 //! | name, namespace, disks | refused |
 
 use std::collections::BTreeSet;
@@ -16,6 +16,7 @@ use super::{
     spec::{ContainerSpec, Door, GroupSpec, VolumeSource, VolumeSpec},
     violation::Violations,
 };
+use crate::network::host_ports;
 
 /// How far an update reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +106,8 @@ pub fn reach(old: &GroupSpec, new: &GroupSpec) -> Reach {
             group.host_aliases.clone(),
             group.sysctls.clone(),
             group.fs_group,
+            group.network.clone(),
+            host_ports(group),
         )
     };
     let volume_goes = old.volumes.iter().any(|volume| match &volume.source {
@@ -270,6 +273,10 @@ mod tests {
         );
         assert_eq!(reached(|new| new.size.cpu_milli = 2000), Reach::Sandbox);
         assert_eq!(reached(|new| new.dns = Some(Default::default())), Reach::Sandbox);
+        assert_eq!(
+            reached(|new| new.network.security_groups = vec!["sg-a".into()]),
+            Reach::Sandbox
+        );
         assert_eq!(
             reached(|new| {
                 new.volumes[1].source = VolumeSource::EmptyDir {

@@ -9,7 +9,7 @@ use crate::{
         driver::Published,
         network::{host_port_field, security_group_field},
         spec::GroupSpec,
-        status::{Group, Phase},
+        status::{Group, GroupId, Phase},
         violation::{ViolationKind, Violations},
     },
     network::{HostPort, Lease, Network, Policy, host_ports},
@@ -31,18 +31,26 @@ pub(super) async fn open(config: &Config, records: &[Record]) -> Result<Network>
 }
 
 impl Host {
-    /// Refuses what the network of this host does not have, with all that is wrong about it.
-    pub(super) fn admit_to_network(&self, spec: &GroupSpec) -> Result<()> {
+    /// Refuses what the network of this host does not have, with all that is wrong about it. What the group `of` has already it
+    /// may have again.
+    pub(super) fn admit_to_network(&self, spec: &GroupSpec, of: Option<&GroupId>) -> Result<()> {
         let mut found = Violations::default();
         let known: Vec<&str> = self.parts.network.security_groups().collect();
         unknown_security_groups(spec, &known, &mut found);
-        let others: Vec<_> = self
+        let others: Vec<Group> = self
             .all()
             .iter()
-            .filter(|other| has_ports(other))
-            .cloned()
+            .filter(|other| has_ports(other) && Some(&other.group.id) != of)
+            .flat_map(|other| {
+                // One that is being updated has what it is to have, too.
+                let update = other.update.as_deref().map(|spec| Group {
+                    spec: spec.clone(),
+                    ..other.group.clone()
+                });
+                [other.group.clone()].into_iter().chain(update)
+            })
             .collect();
-        let others: Vec<&Group> = others.iter().map(|other| &other.group).collect();
+        let others: Vec<&Group> = others.iter().collect();
         taken_ports(spec, &others, HostPort::obstacle, &mut found);
         if found.0.is_empty() {
             Ok(())
@@ -115,7 +123,7 @@ mod tests {
     use super::*;
     use crate::group::{
         spec::{Door, PortSpec, testing},
-        status::{GroupId, GroupStatus},
+        status::GroupStatus,
     };
 
     #[test]

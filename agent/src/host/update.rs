@@ -36,6 +36,7 @@ impl Host {
         }
         update::check(&published.group.spec, &spec)
             .map_err(|found| Error::new(ErrorKind::InvalidArgument, found.to_string()))?;
+        self.admit_to_network(&spec, Some(id))?;
         let others: Vec<_> = self
             .all()
             .into_iter()
