@@ -496,8 +496,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let volumes = volumes(directory.path());
         let attempt = pending(&volumes, &volume("v", "/a"));
+        let begun = tokio::time::Instant::now();
         let error = volumes.attach(volume("v", "/a"), "id").await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+        assert!(begun.elapsed() < Duration::from_secs(31), "{:?}", begun.elapsed());
         let text = error.to_string();
         for part in ["\"v\"", "nas:/a (server 10.0.0.1)", "30 s"] {
             assert!(text.contains(part), "{part} is not in {text}");
