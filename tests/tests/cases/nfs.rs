@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     time::{Duration, Instant},
 };
 
@@ -89,8 +90,12 @@ pub(crate) fn groups_share_a_servers_files_and_bear_its_silence(stage: &mut Stag
         ),
         ("first", "reader", "cat /data/c", "three\n"),
         // Ids are numbers, whoever knows of names.
-        ("second", "main", "chown 1234:2345 /data/c", ""),
-        ("first", "main", "stat -c '%u %g' /data/c", "1234 2345\n"),
+        (
+            "second",
+            "main",
+            "chown 1234:2345 /data/c && stat -c '%u %g' /data/c",
+            "1234 2345\n",
+        ),
         // Nobody writes where it says so, and the group of the Pod is not the files'.
         (
             "first",
@@ -117,6 +122,13 @@ pub(crate) fn groups_share_a_servers_files_and_bear_its_silence(stage: &mut Stag
             "{script:?} says {found:?} in {container} of {group}, not {expected:?}"
         );
     }
+    let owner = fs::metadata(server.path("c")).context("look at a file on the server")?;
+    ensure!(
+        (owner.uid(), owner.gid()) == (1234, 2345),
+        "for the server the file is {}:{}'s",
+        owner.uid(),
+        owner.gid()
+    );
     ensure!(
         fs::read_to_string(server.path("c"))? == "three\n" && !server.path("x").exists(),
         "the server has what was written, and no more"
