@@ -9,6 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    group::validate,
     image::ImageConfig,
     network::security::{self, SecurityGroup},
 };
@@ -185,6 +186,8 @@ pub struct NetworkConfig {
     pub nameservers: Vec<IpAddr>,
     /// Masquerade what leaves the subnet.
     pub masquerade: bool,
+    /// Domain of the Kubernetes cluster, in which Pods with a subdomain have their names.
+    pub cluster_domain: String,
 }
 
 /// Admission of groups.
@@ -365,6 +368,7 @@ impl Default for NetworkConfig {
             mtu: 1500,
             nameservers: Vec::new(),
             masquerade: true,
+            cluster_domain: "cluster.local".into(),
         }
     }
 }
@@ -506,6 +510,14 @@ impl Config {
                 "network.bridge",
                 bridge.clone(),
                 "give 1 to 15 letters, digits, '-' or '_'",
+            );
+        }
+        let domain = &self.network.cluster_domain;
+        if !validate::is_dns_subdomain(domain) {
+            return field(
+                "network.cluster_domain",
+                domain.clone(),
+                "give a domain such as cluster.local",
             );
         }
         if !(576..=9216).contains(&self.network.mtu) {

@@ -109,6 +109,8 @@ pub struct ProcessEnd {
 pub struct Identity {
     /// Host name.
     pub hostname: String,
+    /// Where it is known; may be empty.
+    pub domain: String,
     /// The one network interface.
     pub interface: Option<Interface>,
     /// Name servers.
@@ -625,6 +627,7 @@ fn identity_request(identity: Identity) -> Result<api::ConfigureSandboxRequest> 
     };
     Ok(api::ConfigureSandboxRequest {
         hostname: identity.hostname,
+        domain: identity.domain,
         interfaces: identity.interface.map(interface).into_iter().collect(),
         dns: MessageField::some(api::Dns {
             nameservers: identity.nameservers,

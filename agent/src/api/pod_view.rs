@@ -254,6 +254,8 @@ fn pod_spec(spec: &GroupSpec, node_name: &str) -> PodSpec {
             .into(),
         ),
         hostname: Some(spec.hostname.clone()),
+        subdomain: spec.network.subdomain.clone(),
+        set_hostname_as_fqdn: spec.network.hostname_is_fqdn.then_some(true),
         dns_policy: Some(if spec.dns.is_some() { "None" } else { "Default" }.into()),
         dns_config: spec.dns.as_ref().map(dns),
         host_aliases: (!aliases.is_empty()).then_some(aliases),
@@ -556,6 +558,8 @@ metadata: {name: web, namespace: shop, uid: u-1, labels: {a: b}}
 spec:
   restartPolicy: Never
   hostAliases: [{ip: 10.0.0.1, hostnames: [db]}]
+  subdomain: db
+  setHostnameAsFQDN: true
   dnsPolicy: None
   dnsConfig: {nameservers: [1.1.1.1], options: [{name: ndots, value: '2'}]}
   securityContext: {sysctls: [{name: net.core.somaxconn, value: '9'}]}

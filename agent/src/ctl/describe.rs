@@ -53,6 +53,7 @@ fn render(group: &Group) -> String {
     optional("Size", Some(size::text(spec.size)));
     optional("Restart", Some(format!("{:?}", spec.restart_policy)));
     optional("Host name", Some(spec.hostname.clone()));
+    optional("Subdomain", spec.network.subdomain.clone());
     optional(
         "Deadline",
         spec.active_deadline_seconds

@@ -7,6 +7,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     disk::DiskVolume,
     images::LocalImage,
+    network,
     spec::{GroupSpec, ImagePullPolicy, VolumeSource},
     status::GroupId,
 };
@@ -114,6 +115,7 @@ impl Run {
             ip: self.ip.map(|ip| ip.to_string()).unwrap_or_default(),
             node_name: self.parts.config.node_name.clone(),
             host_ip: self.parts.network.gateway().to_string(),
+            hostname: network::seen_hostname(&self.spec, &self.parts.config.network.cluster_domain),
         }
     }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     spec::{Door, GroupSpec},
+    validate::{DNS_LABEL, is_dns_label},
     violation::{FieldPath, ViolationKind, Violations},
 };
 use crate::network::host_ports;
@@ -30,6 +31,27 @@ pub struct NetworkSpec {
     pub ingress_bits: Option<u64>,
     /// Most bits a second that it sends; `None`: no limit.
     pub egress_bits: Option<u64>,
+    /// Part of the domain its host name is in: `HOSTNAME.SUBDOMAIN.NAMESPACE.svc.CLUSTER-DOMAIN`.
+    pub subdomain: Option<String>,
+    /// Its host name is all of that.
+    pub hostname_is_fqdn: bool,
+}
+
+/// Longest host name of Linux (`__NEW_UTS_LEN`, linux/utsname.h).
+pub const MAX_HOSTNAME_BYTES: usize = 64;
+
+/// The domain of a group's host name, as a kubelet makes it; `None` without a subdomain.
+pub fn domain(spec: &GroupSpec, cluster_domain: &str) -> Option<String> {
+    let subdomain = spec.network.subdomain.as_ref()?;
+    Some(format!("{subdomain}.{}.svc.{cluster_domain}", spec.namespace))
+}
+
+/// The host name that a group's containers see.
+pub fn seen_hostname(spec: &GroupSpec, cluster_domain: &str) -> String {
+    match domain(spec, cluster_domain).filter(|_| spec.network.hostname_is_fqdn) {
+        Some(domain) => format!("{}.{domain}", spec.hostname),
+        None => spec.hostname.clone(),
+    }
 }
 
 /// The items of a list separated by commas; empty text has none.
@@ -102,6 +124,10 @@ pub(super) fn validate(spec: &GroupSpec, root: &FieldPath, found: &mut Violation
                 "bits a second; valid: 1000 (1k) to 1000000000000000 (1P)",
             );
         }
+    }
+    if let Some(subdomain) = spec.network.subdomain.as_ref().filter(|name| !is_dns_label(name)) {
+        let field = root.field("spec.subdomain", "Subdomain");
+        found.invalid(field, subdomain, DNS_LABEL);
     }
     let ports = host_ports(spec);
     for (position, (container, index, port)) in ports.iter().enumerate() {

@@ -72,7 +72,7 @@ const CAPABILITIES: [&str; 42] = [
 ];
 
 /// What is valid for names of containers and volumes.
-const DNS_LABEL: &str =
+pub(super) const DNS_LABEL: &str =
     "valid: 1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit";
 
 /// What is valid for names of ports.
@@ -735,7 +735,7 @@ pub(super) fn is_dns_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-pub(super) fn is_dns_subdomain(text: &str) -> bool {
+pub(crate) fn is_dns_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 

@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     group::{
         driver::Published,
-        network::{host_port_field, security_group_field},
+        network::{MAX_HOSTNAME_BYTES, host_port_field, security_group_field, seen_hostname},
         spec::GroupSpec,
         status::{Group, GroupId, Phase},
         violation::{ViolationKind, Violations},
@@ -37,6 +37,7 @@ impl Host {
         let mut found = Violations::default();
         let known: Vec<&str> = self.parts.network.security_groups().collect();
         unknown_security_groups(spec, &known, &mut found);
+        too_long_a_hostname(spec, &self.parts.config.network.cluster_domain, &mut found);
         let others: Vec<Group> = self
             .all()
             .iter()
@@ -76,6 +77,15 @@ fn unknown_security_groups(spec: &GroupSpec, known: &[&str], found: &mut Violati
                 format!("no such security group on this host; {valid}"),
             );
         }
+    }
+}
+
+fn too_long_a_hostname(spec: &GroupSpec, cluster_domain: &str, found: &mut Violations) {
+    let hostname = seen_hostname(spec, cluster_domain);
+    if hostname.len() > MAX_HOSTNAME_BYTES {
+        let problem =
+            format!("as host name it is too long; valid: up to {MAX_HOSTNAME_BYTES} characters, or false");
+        found.invalid("spec.setHostnameAsFQDN", hostname, problem);
     }
 }
 
@@ -198,5 +208,24 @@ mod tests {
             )
         );
         assert_eq!(said(8082), "");
+    }
+
+    #[test]
+    fn a_host_name_that_linux_can_not_have_is_refused() {
+        let said = |hostname: &str| {
+            let mut spec = testing::group("g", 1);
+            hostname.clone_into(&mut spec.hostname);
+            spec.network.subdomain = Some("db".into());
+            spec.network.hostname_is_fqdn = true;
+            let mut found = Violations::default();
+            too_long_a_hostname(&spec, "cluster.local", &mut found);
+            found.to_string()
+        };
+        assert_eq!(said(&"a".repeat(64 - ".db.default.svc.cluster.local".len())), "");
+        let found = said(&"a".repeat(63));
+        assert!(
+            found.starts_with("spec.setHostnameAsFQDN: \"aaa") && found.contains("up to 64"),
+            "{found}"
+        );
     }
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     capacity,
     error::{Error, ErrorKind, Result},
-    group::{spec::GroupSpec, status::GroupId},
+    group::{network, spec::GroupSpec, status::GroupId},
     network::Policy,
     parts::HostParts,
     profile::{self, phase},
@@ -249,8 +249,10 @@ fn introduced(parts: &HostParts, spec: &GroupSpec, machine: SandboxOptions) -> S
     } else {
         dns.nameservers
     };
+    let cluster_domain = &parts.config.network.cluster_domain;
     SandboxOptions {
-        hostname: spec.hostname.clone(),
+        hostname: network::seen_hostname(spec, cluster_domain),
+        domain: network::domain(spec, cluster_domain).unwrap_or_default(),
         dns: Some(Dns {
             nameservers,
             searches: dns.searches,

@@ -135,6 +135,7 @@ mod tests {
             ip: "10.0.0.2".into(),
             node_name: "n".into(),
             host_ip: "10.0.0.1".into(),
+            hostname: "g".into(),
         };
         assert!(
             of_container(&group, &group.containers[0], &facts)

@@ -130,6 +130,8 @@ pub struct GroupFacts {
     pub node_name: String,
     /// This host's own address in the groups' network.
     pub host_ip: String,
+    /// The host name that containers see.
+    pub hostname: String,
 }
 
 /// The environment of a container: `HOSTNAME`, the image's variables, then the container's with `$(NAME)` expanded.
@@ -151,7 +153,7 @@ pub fn environment(
         }
     };
     set("PATH", DEFAULT_PATH["PATH=".len()..].to_owned());
-    set("HOSTNAME", group.hostname.clone());
+    set("HOSTNAME", facts.hostname.clone());
     if container.tty {
         set("TERM", "xterm".to_owned());
     }
@@ -546,7 +548,7 @@ pub fn container_spec(
         "ociVersion": "1.1.0",
         "process": process(container, &expanded, &env)?,
         "root": {"path": "rootfs", "readonly": container.read_only_root},
-        "hostname": group.hostname,
+        "hostname": facts.hostname,
         "mounts": mounts,
         "annotations": {
             "io.kubernetes.cri.container-type": "container",
@@ -610,6 +612,7 @@ mod tests {
             ip: "10.89.0.2".into(),
             node_name: "node-1".into(),
             host_ip: "10.89.0.1".into(),
+            hostname: "g".into(),
         }
     }
 

@@ -96,7 +96,12 @@ fn hosts(identity: &Identity) -> String {
         .flat_map(|interface| &interface.addresses)
         .next();
     if let (Some((address, _)), false) = (address, identity.hostname.is_empty()) {
-        let _ = writeln!(text, "{address}\t{}", identity.hostname);
+        let Identity { hostname, domain, .. } = identity;
+        let _ = match hostname.split_once('.').map_or(&**hostname, |(short, _)| short) {
+            _ if domain.is_empty() => writeln!(text, "{address}\t{hostname}"),
+            // The first is the canonical one.
+            short => writeln!(text, "{address}\t{short}.{domain}\t{short}"),
+        };
     }
     for (address, names) in &identity.host_aliases {
         let _ = writeln!(text, "{address}\t{}", names.join(" "));
@@ -148,6 +153,18 @@ mod tests {
             resolv_conf(&identity),
             "nameserver 10.0.0.10\nsearch a.local local\noptions ndots:5\n"
         );
+    }
+
+    #[test]
+    fn a_name_in_a_domain_comes_first_with_it() {
+        for hostname in ["web-0", "web-0.db.shop.svc.cluster.local"] {
+            let identity = Identity {
+                domain: "db.shop.svc.cluster.local".into(),
+                ..identity(hostname)
+            };
+            let expected = "\n10.0.0.2\tweb-0.db.shop.svc.cluster.local\tweb-0\n";
+            assert!(hosts(&identity).contains(expected), "{}", hosts(&identity));
+        }
     }
 
     #[test]

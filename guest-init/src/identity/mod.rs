@@ -49,6 +49,8 @@ pub struct Identity {
     pub wall_clock_ns: u64,
     /// Host name.
     pub hostname: String,
+    /// Where it is known; may be empty.
+    pub domain: String,
     /// Drawn when it is not given.
     pub machine_id: Option<Id>,
     /// Network interfaces.

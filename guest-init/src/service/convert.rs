@@ -102,6 +102,7 @@ pub(super) fn identity(request: ConfigureSandboxRequest) -> Result<Identity> {
             Origin::Booted
         },
         hostname: request.hostname,
+        domain: request.domain,
         machine_id,
         n_vcpus: request.n_vcpus,
         interfaces,

@@ -91,6 +91,7 @@ pub fn sandbox_spec(packed: Option<&Any>) -> Result<SandboxSpec> {
         tap: network.map(|network| network.tap),
         identity: Identity {
             hostname: given.hostname,
+            domain: given.domain,
             interface,
             nameservers: dns.nameservers,
             searches: dns.searches,

@@ -27,6 +27,9 @@ const LIMIT_BYTES: f64 = 50_000.0;
 /// What may go at once beside: the larger bucket.
 const BURST_BYTES: f64 = 131_072.0;
 
+/// What `peer` is called, in its subdomain.
+const PEER: &str = "peer.db.default.svc.cluster.local";
+
 /// A group that serves, and may do with its own interface what it likes.
 fn server(stage: &Stage, name: &str, fields: Value) -> Pod {
     let mut all = json!({ "securityContext": { "capabilities": { "add": ["NET_ADMIN", "NET_RAW"] } } });
@@ -69,12 +72,12 @@ fn ensure_fetches(host: &Host, from: &str, expected: &[(&str, u16, &str)]) -> Re
     let request = r"printf 'GET / HTTP/1.0\r\n\r\n'";
     let fetch = |(ip, port, _): &(&str, u16, &str)| {
         format!(
-            "{request} | timeout {PATIENCE_SECONDS} busybox nc {ip} {port} 2>/dev/null | tail -n 1; echo .; "
+            "{request} | timeout {PATIENCE_SECONDS} busybox nc {ip} {port} 2>/dev/null | tail -n 1; echo ';'; "
         )
     };
     let script: String = expected.iter().map(fetch).collect();
     let found = said(host, from, &script)?;
-    let found: Vec<&str> = found.split_terminator('.').map(str::trim).collect();
+    let found: Vec<&str> = found.split_terminator(';').map(str::trim).collect();
     let wanted: Vec<&str> = expected.iter().map(|(_, _, name)| *name).collect();
     ensure!(found == wanted, "{from} gets {found:?} of {expected:?}");
     Ok(())
@@ -125,7 +128,9 @@ pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Resul
     let ports = json!({ "ports": [{ "containerPort": OPEN_PORT, "hostPort": host_port }] });
     let pod = server(stage, "inside", ports.clone()).annotation(ANNOTATION, "sg-open-port, sg-silent");
     let inside = create(host, &pod)?;
-    let pod = server(stage, "peer", json!({})).annotation(ANNOTATION, SILENT_GROUP);
+    let pod = server(stage, "peer", json!({}))
+        .spec(json!({ "subdomain": "db", "setHostnameAsFQDN": true }))
+        .annotation(ANNOTATION, SILENT_GROUP);
     let peer = create(host, &pod)?;
     let pod = server(stage, "stranger", json!({}))
         .annotation("kubernetes.io/ingress-bandwidth", LIMIT)
@@ -139,6 +144,11 @@ pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Resul
         ensure!(described.contains(words), "{words:?} is not in {described}");
     }
     let described = host.ecictl(&["describe", "stranger"])?.success()?;
+    let line = said(host, "peer", &format!("grep ^{peer} /etc/hosts"))?;
+    ensure!(
+        line == format!("{peer}\t{PEER}\tpeer"),
+        "its hosts file says {line:?}"
+    );
     let words = "Bandwidth   400 kbit/s in, 400 kbit/s out\n";
     ensure!(described.contains(words), "{described}");
 
@@ -155,7 +165,7 @@ pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Resul
         host,
         "inside",
         &[
-            (&peer, CLOSED_PORT, "peer"),
+            (&peer, CLOSED_PORT, PEER),
             // Without such rules everything goes out, and is answered.
             (&stranger, CLOSED_PORT, "stranger"),
         ],

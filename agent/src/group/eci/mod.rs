@@ -132,6 +132,7 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
             .collect(),
         ingress_bits: read_bandwidth(&reader, "IngressBandwidth"),
         egress_bits: read_bandwidth(&reader, "EgressBandwidth"),
+        ..NetworkSpec::default()
     };
     let active_deadline_seconds = reader.number("ActiveDeadlineSeconds", 1..=validate::MAX_DEADLINE_SECONDS);
 

@@ -176,11 +176,6 @@ fn convert(
         "not supported; create the group when it may start",
     );
     refuse(
-        set_hostname_as_fqdn == Some(true),
-        "spec.setHostnameAsFQDN",
-        "not supported; set spec.hostname",
-    );
-    refuse(
         hostname_override.is_some(),
         "spec.hostnameOverride",
         "not supported; set spec.hostname",
@@ -189,11 +184,6 @@ fn convert(
         share_process_namespace == Some(true),
         "spec.shareProcessNamespace",
         "not supported yet; each container sees its own processes",
-    );
-    refuse(
-        subdomain.is_some_and(|subdomain| !subdomain.is_empty()),
-        "spec.subdomain",
-        "not supported; use spec.hostAliases",
     );
     let mut restrict = |refused: bool, field: &str, instead: &str| {
         if refused {
@@ -312,7 +302,11 @@ fn convert(
             .collect(),
         fs_group,
         supplemental_groups,
-        network: network_spec(&annotations, found),
+        network: NetworkSpec {
+            subdomain: subdomain.filter(|subdomain| !subdomain.is_empty()),
+            hostname_is_fqdn: set_hostname_as_fqdn.unwrap_or(false),
+            ..network_spec(&annotations, found)
+        },
         door: Door::Pod,
         request: None,
         name,
@@ -336,6 +330,7 @@ fn network_spec(annotations: &BTreeMap<String, String>, found: &mut Violations) 
         security_groups: security_groups.map_or_else(Vec::new, |text| network::comma_list(text)),
         ingress_bits: bits(network::INGRESS_ANNOTATION),
         egress_bits: bits(network::EGRESS_ANNOTATION),
+        ..NetworkSpec::default()
     }
 }
 
