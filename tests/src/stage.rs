@@ -72,12 +72,15 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Has the host make what it makes once and keeps: the image, and the template of small groups.
+    /// Has the host make what it makes once and keeps: the image, the template of small groups, and the list of pages that the first
+    /// group made from it has written to.
     fn warm_up(&mut self, templates: Templates) -> Result<()> {
         let pod = Pod::new("first").container("main", &self.tools(), "exec sleep 100000");
         self.host.create(&pod)?;
         if templates == Templates::OfSmallGroups {
             self.host.wait_log("template is ready")?;
+            self.host.remove(pod.name())?;
+            self.host.create(&pod)?;
         }
         self.host.remove(pod.name())
     }
