@@ -1,6 +1,6 @@
 //! Clients of others against the real doors with a recording engine behind them: the official ECI SDKs on port 111, the
-//! Kubernetes client on port 10250. `ECI_SDK_PYTHON` names a Python that has them installed; without it these tests
-//! say so and do nothing.
+//! Kubernetes client on port 10250. `ECI_SDK_PYTHON` names a Python that has them installed; by default it is the one that
+//! `make sdks` makes.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
@@ -73,13 +73,15 @@ fn start() -> Host {
 
 /// Runs a script of `tests/sdk`; its output is shown when it fails.
 fn run(script: &str, arguments: &[&str]) {
-    let Some(python) = std::env::var_os("ECI_SDK_PYTHON") else {
-        eprintln!("SKIPPED: ECI_SDK_PYTHON names no Python with the SDKs");
-        return;
-    };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/sdk")
-        .join(script);
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let python = std::env::var_os("ECI_SDK_PYTHON")
+        .map_or_else(|| project.join("target/sdk/bin/python"), std::path::PathBuf::from);
+    assert!(
+        python.exists(),
+        "there is no {}: run `make sdks`, or name a Python with the SDKs in ECI_SDK_PYTHON",
+        python.display()
+    );
+    let script = project.join("tests/sdk").join(script);
     let output = Command::new(python)
         .arg(script)
         .args(arguments)

@@ -118,7 +118,7 @@ class Current:
         )
         return self.client.exec_container_command(request).body.to_map()
 
-    def update(self, group, greeting):
+    def update(self, _, group, greeting):
         from alibabacloud_eci20180808 import models
 
         container = models.UpdateContainerGroupRequestContainer(
@@ -163,15 +163,17 @@ class Older:
     def regions(self):
         return self.call("DescribeRegions")["Regions"]
 
-    def create(self, arguments, token):
-        container = {
+    def container(self, arguments, greeting):
+        return {
             "Name": "main",
             "Image": arguments.image,
             "ImagePullPolicy": "IfNotPresent",
             "Commands": ["sh", "-c", f"echo {LINE}; exec sleep 3600"],
-            "EnvironmentVars": [{"Key": "GREETING", "Value": "a b&c=d"}],
+            "EnvironmentVars": [{"Key": "GREETING", "Value": greeting}],
             "VolumeMounts": [{"Name": "scratch", "MountPath": "/scratch"}],
         }
+
+    def create(self, arguments, token):
         return self.call(
             "CreateContainerGroup",
             ContainerGroupName=NAME,
@@ -181,7 +183,7 @@ class Older:
             ClientToken=token,
             Tags=[{"Key": "team", "Value": "sdk"}],
             Volumes=[{"Name": "scratch", "Type": "EmptyDirVolume"}],
-            Containers=[container],
+            Containers=[self.container(arguments, "a b&c=d")],
         )["ContainerGroupId"]
 
     def refused(self):
@@ -209,11 +211,10 @@ class Older:
             TTY=False,
         )
 
-    def update(self, group, greeting):
-        container = {"Name": "main", "EnvironmentVars": [{"Key": "GREETING", "Value": greeting}]}
-        return self.call(
-            "UpdateContainerGroup", ContainerGroupId=group, UpdateType="IncrementalUpdate", Containers=[container]
-        )["RequestId"]
+    def update(self, arguments, group, greeting):
+        # It knows no UpdateType: the list of containers is renewed as a whole.
+        containers = [self.container(arguments, greeting)]
+        return self.call("UpdateContainerGroup", ContainerGroupId=group, Containers=containers)["RequestId"]
 
     def delete(self, group):
         return self.call("DeleteContainerGroup", ContainerGroupId=group)["RequestId"]
@@ -279,7 +280,7 @@ def run(name, sdk, arguments):
         output, status = over_websocket(uri)
         check("a command is run on it", output == "over a websocket\n", output)
         check("its end is told", status["status"] == "Success", status)
-        check("the group is updated", sdk.update(group, "good day"))
+        check("the group is updated", sdk.update(arguments, group, "good day"))
         while True:
             (seen,) = sdk.describe(group)
             container = seen["Containers"][0]
