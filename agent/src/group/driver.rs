@@ -14,7 +14,7 @@ use tokio::{
 use super::{
     backoff,
     images::LocalImage,
-    jobs::{self, Outcome, Run, container_id},
+    jobs::{self, Outcome, Run, Writers, container_id},
     lifecycle::Role,
     plan::{self, Action, ContainerSeen, SandboxSeen},
     spec::{GroupSpec, ImagePullPolicy, Size},
@@ -139,10 +139,21 @@ impl GroupHandle {
 struct Live {
     seen: ContainerSeen,
     image: Option<Arc<LocalImage>>,
+    /// It is being started.
+    starting: Option<AbortHandle>,
     /// It is being told to end.
     killing: Option<AbortHandle>,
     /// The run that has just ended was ended by the guest itself.
     is_unhealthy: bool,
+}
+
+impl Live {
+    /// What is under way about its run is of no use any more.
+    fn cease(&mut self) {
+        for job in [self.starting.take(), self.killing.take()].into_iter().flatten() {
+            job.abort();
+        }
+    }
 }
 
 /// The owner of one group.
@@ -165,6 +176,7 @@ pub struct Driver {
     following: Option<u32>,
     releasing: bool,
     jobs: JoinSet<Outcome>,
+    writers: Writers,
     starting: Option<AbortHandle>,
     /// Whether the group is to end.
     ends: watch::Sender<bool>,
@@ -198,6 +210,7 @@ impl Driver {
                     }
                 },
                 image: None,
+                starting: None,
                 killing: None,
                 is_unhealthy: false,
             })
@@ -217,6 +230,7 @@ impl Driver {
             following: None,
             releasing: false,
             jobs: JoinSet::new(),
+            writers: Writers::new(),
             starting: None,
             ends: watch::Sender::new(false),
             commands,
@@ -463,7 +477,9 @@ impl Driver {
             }
             Action::StopSandbox => {
                 let connection = self.connection.take();
-                self.jobs.spawn(jobs::stop_sandbox(parts, id, ip, connection));
+                let writers = self.writers.clone();
+                self.jobs
+                    .spawn(jobs::stop_sandbox(parts, id, ip, connection, writers));
             }
             Action::Pull(index) => {
                 let is_captured = self.record.containers[index].is_captured;
@@ -471,7 +487,7 @@ impl Driver {
             }
             Action::Start(index) => {
                 if let (Some(run), Some(image)) = (self.run_of(index), self.containers[index].image.clone()) {
-                    self.jobs.spawn(run.start(image));
+                    self.containers[index].starting = Some(self.jobs.spawn(run.start(image)));
                 }
             }
             Action::Kill(index) => self.kill(index),
@@ -506,6 +522,7 @@ impl Driver {
             ip: self.record.ip,
             connection: self.connection.clone()?,
             is_captured: self.record.containers[index].is_captured,
+            writers: self.writers.clone(),
             ends: self.ends.subscribe(),
         })
     }
@@ -654,6 +671,7 @@ impl Driver {
         self.event(EventKind::Warning, view::RESTORE_FAILED, message.clone(), None);
         for index in 0..self.containers.len() {
             if !self.containers[index].seen.is_done() {
+                self.containers[index].cease();
                 self.record.containers[index].is_captured = false;
                 self.record.containers[index].done = true;
                 self.containers[index].seen = ContainerSeen::Done { well: false };
@@ -832,9 +850,7 @@ impl Driver {
         message: String,
         at_ms: u64,
     ) {
-        if let Some(killing) = self.containers[index].killing.take() {
-            killing.abort();
-        }
+        self.containers[index].cease();
         let status = &mut self.record.group.status.containers[index];
         let started_at_ms = view::started_at(status).unwrap_or(at_ms);
         view::terminated(status, exit_code, signal, reason, message, at_ms);

@@ -2,7 +2,10 @@
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
+};
 
 use super::{
     disk::DiskVolume,
@@ -79,6 +82,35 @@ pub(super) struct Ended {
     pub(super) at_ms: u64,
 }
 
+/// Who writes to the directories of a group, in threads that nothing can stop. What removes these directories waits for them.
+#[derive(Debug, Clone)]
+pub(super) struct Writers(Arc<Semaphore>);
+
+impl Writers {
+    /// More than a group has containers.
+    const MOST: u32 = 64;
+
+    /// None yet.
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(Self::MOST as usize)))
+    }
+
+    /// One more, until what is returned is dropped.
+    async fn join(&self) -> Result<OwnedSemaphorePermit> {
+        self.take(1).await
+    }
+
+    /// Waits until there are none, and keeps it so until what is returned is dropped.
+    async fn keep_out(&self) -> Result<OwnedSemaphorePermit> {
+        self.take(Self::MOST).await
+    }
+
+    async fn take(&self, n: u32) -> Result<OwnedSemaphorePermit> {
+        let permits = Arc::clone(&self.0).acquire_many_owned(n).await;
+        permits.map_err(|error| Error::with_source(ErrorKind::Internal, "wait for writers", error))
+    }
+}
+
 /// One run of one container.
 #[derive(Debug, Clone)]
 pub(super) struct Run {
@@ -91,6 +123,8 @@ pub(super) struct Run {
     pub(super) connection: SandboxConnection,
     /// It runs in the sandbox already, which was made from a snapshot.
     pub(super) is_captured: bool,
+    /// See [`Writers`].
+    pub(super) writers: Writers,
     /// The group is to end: servers of its volumes are not waited for.
     pub(super) ends: watch::Receiver<bool>,
 }
@@ -174,7 +208,12 @@ impl Run {
     async fn try_start(&self, image: Arc<LocalImage>) -> Result<u64> {
         let prepare = {
             let (run, image) = (self.clone(), Arc::clone(&image));
-            tokio::task::spawn_blocking(move || run.prepare(&image))
+            let writes = self.writers.join().await?;
+            tokio::task::spawn_blocking(move || {
+                let prepared = run.prepare(&image);
+                drop(writes);
+                prepared
+            })
         };
         let stdio = prepare.await.unwrap_or_else(|error| {
             Err(Error::with_source(
@@ -464,8 +503,13 @@ pub(super) async fn stop_sandbox(
     id: GroupId,
     ip: Option<Ipv4Addr>,
     connection: Option<SandboxConnection>,
+    writers: Writers,
 ) -> Outcome {
-    Outcome::SandboxStopped(assembly::take_apart(&parts, &id, ip, connection).await)
+    let stopped = match writers.keep_out().await {
+        Ok(_nobody_writes) => assembly::take_apart(&parts, &id, ip, connection).await,
+        Err(error) => Err(error),
+    };
+    Outcome::SandboxStopped(stopped)
 }
 
 /// Pulls a container's image.

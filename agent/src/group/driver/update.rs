@@ -181,6 +181,7 @@ impl Live {
         Self {
             seen: ContainerSeen::Idle { not_before_ms: 0 },
             image: None,
+            starting: None,
             killing: None,
             is_unhealthy: false,
         }

@@ -133,6 +133,15 @@ impl Params {
             .filter(|value| !value.is_empty())
     }
 
+    /// Sets a top-level parameter, whatever it was.
+    pub fn set(&mut self, name: &str, value: &str) {
+        let node = Self {
+            value: Some(value.to_owned()),
+            below: BTreeMap::new(),
+        };
+        self.below.insert(name.to_owned(), node);
+    }
+
     /// Adds a top-level parameter unless it is there.
     pub fn set_default(&mut self, name: &str, value: &str) {
         let node = self.below.entry(name.to_owned()).or_default();

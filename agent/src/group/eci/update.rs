@@ -36,22 +36,26 @@ const KEYS: [(&str, &str); 5] = [
     ("Volume", "Name"),
 ];
 
-/// The group that was made of `request`, after an update.
+/// A group after an update; `None` when it was not made of parameters.
 ///
 /// # Errors
 /// All mistakes found, each with its field.
 pub fn updated(
-    request: &Params,
+    group: &GroupSpec,
     given: &Params,
     kind: UpdateType,
     table: &SizeTable,
-) -> Result<GroupSpec, Violations> {
+) -> Option<Result<GroupSpec, Violations>> {
+    let mut request = group.request.clone()?;
+    // A group that was made from another one's snapshot has names of its own.
+    request.set("ContainerGroupName", &group.name);
+    request.set("HostName", &group.hostname);
     let given = given.only(&UPDATABLE);
     let request = match kind {
         UpdateType::Renew => request.replaced_by(&given),
         UpdateType::Incremental => request.merged_with(&given, &KEYS),
     };
-    to_group(&request, table)
+    Some(to_group(&request, table))
 }
 
 #[cfg(test)]
@@ -62,8 +66,8 @@ mod tests {
         Params::parse(pairs.iter().copied()).unwrap()
     }
 
-    fn made_of() -> Params {
-        parse(&[
+    fn made_of() -> GroupSpec {
+        let params = parse(&[
             ("ContainerGroupName", "group"),
             ("Container.1.Name", "a"),
             ("Container.1.Image", "one"),
@@ -75,11 +79,12 @@ mod tests {
             ("Container.2.Image", "two"),
             ("Tag.1.Key", "t"),
             ("Tag.1.Value", "1"),
-        ])
+        ]);
+        to_group(&params, &SizeTable::default()).unwrap()
     }
 
     fn update(kind: UpdateType, pairs: &[(&str, &str)]) -> Result<GroupSpec, Violations> {
-        updated(&made_of(), &parse(pairs), kind, &SizeTable::default())
+        updated(&made_of(), &parse(pairs), kind, &SizeTable::default()).unwrap()
     }
 
     fn names(group: &GroupSpec) -> Vec<(&str, &str)> {
@@ -106,17 +111,34 @@ mod tests {
         assert_eq!(names(&group), [("a", "three")]);
         assert!(group.containers[0].command.is_empty() && group.containers[0].env.is_empty());
         assert_eq!((group.name.as_str(), group.labels["t"].as_str()), ("group", "1"));
-        // The next update goes on from there.
-        let request = group.request.unwrap();
-        let next = updated(
-            &request,
-            &parse(&[("Tag.1.Key", "u")]),
-            UpdateType::Renew,
-            &SizeTable::default(),
+        // The next update goes on from there; a clone's keeps its names.
+        let clone = GroupSpec {
+            name: "clone".into(),
+            hostname: "elsewhere".into(),
+            ..group
+        };
+        let given = parse(&[("Tag.1.Key", "u")]);
+        let next = updated(&clone, &given, UpdateType::Renew, &SizeTable::default());
+        let next = next.unwrap().unwrap();
+        assert_eq!(
+            (next.name.as_str(), next.hostname.as_str()),
+            ("clone", "elsewhere")
         );
-        let next = next.unwrap();
         assert_eq!(names(&next), [("a", "three")]);
         assert_eq!(next.labels.keys().collect::<Vec<_>>(), ["u"]);
+    }
+
+    #[test]
+    fn a_group_that_was_a_pod_has_no_parameters() {
+        let pod = GroupSpec {
+            request: None,
+            ..made_of()
+        };
+        let given = parse(&[("Tag.1.Key", "u")]);
+        assert_eq!(
+            updated(&pod, &given, UpdateType::Renew, &SizeTable::default()),
+            None
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) async fn perform(call: &Call<'_>) -> ActionResult {
             )));
         }
     };
-    let Some(request) = &group.spec.request else {
+    let Some(spec) = update::updated(&group.spec, &call.params, kind, &call.door.sizes) else {
         return Err(ApiError::new(
             403,
             "InvalidAction",
@@ -25,8 +25,7 @@ pub(super) async fn perform(call: &Call<'_>) -> ActionResult {
             ),
         ));
     };
-    let spec = update::updated(request, &call.params, kind, &call.door.sizes)?;
-    let changed = call.door.engine.update(&group.id, &group.spec, spec).await?;
+    let changed = call.door.engine.update(&group.id, &group.spec, spec?).await?;
     // Asked for again with its token, an update that was carried out has succeeded.
     if changed || token.is_some() {
         Ok(Fields::new())
