@@ -1,10 +1,11 @@
 //! A real registry on loopback: Debian's docker-registry, filled with skopeo as users do.
 
 use std::{
-    fs,
+    fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU16, Ordering},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -17,8 +18,16 @@ use crate::process::{self, Background};
 /// # Errors
 /// The host has no free port.
 pub fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    listener.local_addr().context("read a free port")
+    // Below those that the kernel gives to whoever asks for any, and none twice.
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(_) => return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error).context("find a free port"),
+        }
+    }
 }
 
 /// A registry; it ends when this is dropped.
