@@ -43,7 +43,7 @@ const FORMAT: u32 = 1;
 const RETRY_AFTER: Duration = Duration::from_secs(300);
 /// Templates that are made or wait for it.
 const MAX_BUILDING: usize = 2;
-/// The files a capture makes.
+/// The files a capture makes. A shim adds a hint later, `written`, which is no part of what is sealed.
 const FILES: [&str; 2] = ["state", "memory"];
 const MANIFEST: &str = "manifest.json";
 /// Never a group's address: no frame leaves a template, and a group is given its own before a container runs.
