@@ -76,13 +76,18 @@ pub(super) fn collapse(file: BorrowedFd<'_>, file_offset: u64) -> io::Result<()>
     let window = anonymous(HUGE_PAGE_BYTES).map_err(io::Error::other)?;
     show_file(&window, 0, HUGE_PAGE_BYTES, file, file_offset)?;
     let start = window.as_ptr().cast();
-    // SAFETY: the window is mapped until the end of this function, and the call changes no content.
-    let result = unsafe { libc::madvise(start, HUGE_PAGE_BYTES, libc::MADV_COLLAPSE) };
-    let collapsed = if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    let collapse = || {
+        // SAFETY: the window is mapped until the end of this function, and the call changes no content.
+        let result = unsafe { libc::madvise(start, HUGE_PAGE_BYTES, libc::MADV_COLLAPSE) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     };
+    // Linux 6.1 makes the page of a file that is not mapped here yet and then fails to map it: whether there is one now, a
+    // second call tells.
+    let collapsed = collapse().or_else(|_| collapse());
     unmap(start, HUGE_PAGE_BYTES).map_err(io::Error::other)?;
     collapsed
 }
