@@ -11,6 +11,7 @@ use crate::answer;
 use crate::ground::{Ground, Guest, SNAPSHOT_WRITTEN};
 use crate::monitor::Monitor;
 use crate::summary::{Figure, Summary};
+use crate::trace;
 
 /// What the guest init prints first, with `eci.mode=bench`.
 const INIT_OUTPUT: &str = "eci: init ready";
@@ -54,6 +55,12 @@ pub(crate) fn measure_answer(ground: &Ground, summary: &mut Summary) -> Result<(
         "restore_e_ms",
         Figure::of(&restored, "counted ms").clock("e").at_most(8.0),
     );
+    if ground.trace.is_some() {
+        trace::record(ground, || {
+            let mut running = Monitor::Ours.start(&template)?;
+            caller.first_answer(&mut running)
+        })?;
+    }
     let ratio = restored.divided_by(cold.percentile(50));
     summary.add(
         "restore_e_vs_cold",

@@ -41,7 +41,7 @@ usage: bench [OPTION...]
   --only GROUP,...  measure only these: group, fork, boot, floor, answer, exit,
                     memory (all); profile shows the kernel's own account of one boot,
                     trace who used the processor while one group started
-  --trace FILE      what trace saw, event by event
+  --trace FILE      what trace saw, event by event; with --only answer: one restore
   --trace-events E  more events for it, as kvm/kvm_exit,raw_syscalls
   --rounds N        starts per phase of the host's tick, of which there are 8 (3)
   --rival no        leave the rival out: for comparing two builds of ours

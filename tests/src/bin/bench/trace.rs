@@ -30,14 +30,7 @@ pub(crate) fn measure(ground: &Ground, _: &mut Summary) -> Result<()> {
     }
     agent.wait_standbys(1)?;
     ground.tick.settle();
-    begin(ground.trace_events.as_deref())?;
-    let started = start_group(&agent, &manifest);
-    control("tracing_on", "0")?;
-    let (start, _) = started?;
-    let events = fs::read_to_string(Path::new(TRACEFS).join("trace")).context("read the trace")?;
-    if let Some(mut file) = ground.trace.as_ref() {
-        file.write_all(events.as_bytes()).context("write the trace")?;
-    }
+    let ((start, _), events) = record(ground, || start_group(&agent, &manifest))?;
     agent.ecictl(["rm", "--grace", "0", NAME])?;
     println!(
         "running after {:.3} counted ms, exec's result after {:.3}; processor time of each program:",
@@ -48,6 +41,19 @@ pub(crate) fn measure(ground: &Ground, _: &mut Summary) -> Result<()> {
         println!("{ms:9.3} {name}");
     }
     Ok(())
+}
+
+/// Does `what` and returns the events meanwhile, too; with a file, they go there.
+pub(crate) fn record<T>(ground: &Ground, what: impl FnOnce() -> Result<T>) -> Result<(T, String)> {
+    begin(ground.trace_events.as_deref())?;
+    let done = what();
+    control("tracing_on", "0")?;
+    let done = done?;
+    let events = fs::read_to_string(Path::new(TRACEFS).join("trace")).context("read the trace")?;
+    if let Some(mut file) = ground.trace.as_ref() {
+        file.write_all(events.as_bytes()).context("write the trace")?;
+    }
+    Ok((done, events))
 }
 
 fn begin(more: Option<&str>) -> Result<()> {
