@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use virtio_bindings::virtio_ids::{VIRTIO_ID_BALLOON, VIRTIO_ID_MEM};
 
 use crate::builder::{self, Machine};
 use crate::config::SliceDisk;
@@ -184,13 +185,22 @@ fn carry_out(
             Some(answer) => answer,
             None => return true,
         },
-        Command::Stats { id } => Event::Stats {
-            id,
-            counters: vm.stats(),
-        },
-        Command::SetBalloon { id, target_mib } => answer(id, machine.balloon.set_target(target_mib)),
+        Command::Stats { id } => {
+            let counters = vm.stats();
+            machine.wake(VIRTIO_ID_BALLOON);
+            Event::Stats { id, counters }
+        }
+        Command::SetBalloon { id, target_mib } => {
+            let result = machine.balloon.set_target(target_mib);
+            machine.wake(VIRTIO_ID_BALLOON);
+            answer(id, result)
+        }
         Command::ResizeMemory { id, plugged_mib } => match &machine.mem {
-            Some(mem) => answer(id, mem.resize(plugged_mib)),
+            Some(mem) => {
+                let result = mem.resize(plugged_mib);
+                machine.wake(VIRTIO_ID_MEM);
+                answer(id, result)
+            }
             None => failed(
                 id,
                 "This guest was started without memory to plug: give hotplug_mib",

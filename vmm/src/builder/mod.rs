@@ -136,6 +136,16 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Has devices of this type (virtio 1.2, section 5) look at what their owner wants.
+    pub fn wake(&self, device_type: u32) {
+        self.saved.all_transports(|transport| {
+            if transport.device_type() == device_type {
+                transport.wake();
+            }
+            true
+        });
+    }
+
     /// Stops the guest at an instruction boundary and the devices between two requests; `false` when a vCPU did not stop in
     /// time or a device was lost, and then all run on.
     #[must_use]

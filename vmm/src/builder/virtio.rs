@@ -56,13 +56,14 @@ impl<'b> Slots<'b> {
         self.kvm
             .connect_interrupt(interrupt.event_fd(), gsi)
             .map_err(BuildError::Kvm)?;
-        let transport = MmioTransport::new(device, self.memory.clone(), interrupt)
+        let mut transport = MmioTransport::new(device, self.memory.clone(), interrupt)
             .map_err(host("make a virtio notification"))?;
-        for (index, kick) in (0..).zip(transport.kick_event_fds()) {
-            self.kvm
-                .connect_kick(kick, base + QUEUE_NOTIFY_OFFSET, index)
-                .map_err(BuildError::Kvm)?;
-        }
+        let kvm = self.kvm.clone();
+        transport.connect_kicks(Box::new(move |kicks| {
+            (0..)
+                .zip(kicks)
+                .all(|(index, kick)| kvm.connect_kick(kick, base + QUEUE_NOTIFY_OFFSET, index).is_ok())
+        }));
         let counters = transport.counters();
         self.stats.push(Box::new(move |into: &mut BTreeMap<String, u64>| {
             counters.collect(into);

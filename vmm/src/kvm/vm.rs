@@ -1,6 +1,7 @@
 //! The VM: memory slots, interrupt controller, events wired to the guest.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_CAP_PMU_CAPABILITY, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, kvm_cpuid_entry2, kvm_enable_cap,
@@ -90,14 +91,14 @@ impl Host {
         let _ = vm.enable_cap(&no_pmu);
         vm.create_irq_chip()
             .map_err(failed("create the interrupt controller"))?;
-        Ok(Vm { vm })
+        Ok(Vm { vm: Arc::new(vm) })
     }
 }
 
-/// A VM.
-#[derive(Debug)]
+/// A VM; clones are the same one.
+#[derive(Debug, Clone)]
 pub struct Vm {
-    vm: VmFd,
+    vm: Arc<VmFd>,
 }
 
 impl AsFd for Vm {

@@ -6,6 +6,7 @@ pub mod file;
 pub mod fork;
 pub mod inherited;
 pub mod iovec;
+pub mod process;
 pub mod tap;
 pub mod uring;
 pub mod vhost;

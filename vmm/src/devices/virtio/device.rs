@@ -32,6 +32,17 @@ pub struct Activation {
     pub features: u64,
     /// Tells the driver that the device cannot go on.
     pub needs_reset: NeedsReset,
+    /// When the worker half gets its thread.
+    pub begin: Begin,
+}
+
+/// When a worker half gets its thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// Now.
+    AtOnce,
+    /// When the driver notifies the device, which [`VirtioDevice::wake`] then tells it, or now when it can't wait for that.
+    WhenNotified,
 }
 
 /// Sets `DEVICE_NEEDS_RESET` in the device status (virtio 1.2, 2.1.2).
@@ -104,6 +115,25 @@ pub trait VirtioDevice: Send {
     /// feature only.
     fn n_queues(&self, _features: u64) -> usize {
         self.queue_max_sizes().len()
+    }
+
+    /// How many of the queues, from the first on, the driver notifies often. They get an event that KVM signals by itself;
+    /// a notification of the others is an exit to this process. Constant.
+    fn n_busy_queues(&self) -> usize {
+        self.queue_max_sizes().len()
+    }
+
+    /// The worker half can wait for [`VirtioDevice::wake`], see [`Begin`]. Constant.
+    fn can_begin_later(&self) -> bool {
+        false
+    }
+
+    /// Gives the worker half its thread, when it waits for that.
+    ///
+    /// # Errors
+    /// The device is inactive then.
+    fn wake(&mut self) -> Result<(), ActivateError> {
+        Ok(())
     }
 
     /// `ConfigGeneration`: differs whenever fields of the configuration space that the driver reads in several accesses

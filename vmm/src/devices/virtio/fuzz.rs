@@ -8,7 +8,7 @@ use super::chain::Buffers;
 use super::rng::Rng;
 use super::transport::MmioTransport;
 use super::worker::event_fd;
-use super::{Activation, DeviceQueue, NeedsReset};
+use super::{Activation, Begin, DeviceQueue, NeedsReset};
 use crate::bus::BusDevice;
 use crate::irq::Interrupt;
 use crate::memory::GuestMemory;
@@ -60,6 +60,7 @@ pub(super) fn activation(image: &[u8], n_queues: u64, features: u64, event_idx: 
         interrupt,
         queues: (0..n_queues).map(|index| queue(index, event_idx)).collect(),
         features,
+        begin: Begin::AtOnce,
     }
 }
 

@@ -27,5 +27,5 @@ pub mod vsock;
 mod worker;
 
 pub use counters::Counters;
-pub use device::{ActivateError, Activation, NeedsReset, VirtioDevice};
+pub use device::{ActivateError, Activation, Begin, NeedsReset, VirtioDevice};
 pub use queue::{DeviceQueue, QueueFailure};

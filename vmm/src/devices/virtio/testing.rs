@@ -1,6 +1,7 @@
 //! The driver's side, for tests: it talks to a device through registers, rings and interrupts only.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_mmio as reg;
@@ -69,6 +70,8 @@ pub(super) struct Driver {
     pub(super) interrupt: Interrupt,
     rings: Vec<Ring>,
     poller: Poller,
+    /// Queues whose notifications a hypervisor would signal by itself.
+    n_connected: Arc<AtomicUsize>,
 }
 
 impl Driver {
@@ -76,7 +79,13 @@ impl Driver {
     pub(super) fn new(device: Box<dyn VirtioDevice>) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let interrupt = Interrupt::new().unwrap();
-        let transport = MmioTransport::new(device, memory.clone(), interrupt.clone()).unwrap();
+        let mut transport = MmioTransport::new(device, memory.clone(), interrupt.clone()).unwrap();
+        let n_connected = Arc::<AtomicUsize>::default();
+        let connected = Arc::clone(&n_connected);
+        transport.connect_kicks(Box::new(move |kicks| {
+            connected.fetch_add(kicks.len(), Ordering::Relaxed);
+            true
+        }));
         let poller = Poller::new().unwrap();
         poller.watch_readable(interrupt.event_fd(), 0).unwrap();
         Driver {
@@ -85,7 +94,12 @@ impl Driver {
             interrupt,
             rings: Vec::new(),
             poller,
+            n_connected,
         }
+    }
+
+    pub(super) fn n_connected(&self) -> usize {
+        self.n_connected.load(Ordering::Relaxed)
     }
 
     /// A driver whose device is active with all features that it offers, `without` these.

@@ -8,7 +8,8 @@ use virtio_queue::QueueState;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::ActivateError;
+use super::{ActivateError, Begin, DeviceQueue};
+use crate::memory::GuestMemory;
 
 /// A worker's deepest call copies one frame or packet.
 const STACK_BYTES: usize = 512 << 10;
@@ -21,6 +22,22 @@ pub(super) trait Serve: Send + 'static {
 
     /// Where it is in each queue, in the device's order.
     fn queue_states(&self) -> Vec<QueueState>;
+
+    /// Asks the driver to notify of its next buffers; `false` when there is something to do already, or may be without a
+    /// notification. Called before the first [`Serve::serve`].
+    fn can_sleep(&mut self) -> bool {
+        false
+    }
+}
+
+/// Asks for notifications of these queues; `false` when one has buffers already, or is no queue.
+pub(super) fn all_empty<'q>(
+    queues: impl IntoIterator<Item = &'q mut DeviceQueue>,
+    memory: &GuestMemory,
+) -> bool {
+    queues
+        .into_iter()
+        .all(|queue| matches!(queue.expect_kicks(memory), Ok(false)))
 }
 
 /// The worker half of a device through its life.
@@ -28,13 +45,18 @@ pub(super) trait Serve: Send + 'static {
 /// ```text
 ///            start            pause
 ///  Inactive ------> Running <-------> Paused
-///     ^                |      resume    |
-///     +----- take -----+----------------+
+///    ^  |              ^|     resume    |^
+///    |  |       wake   |+- take -+      ||
+///    |  +--> Asleep ---+         |      ||
+///    |          |  +-------------|------|+ pause
+///    +---take---+----------------+------+
 /// ```
 #[derive(Debug)]
 pub(super) enum WorkerHalf<W> {
     /// The driver is not ready, or the worker was lost.
     Inactive,
+    /// Waits for the driver's first notification, without a thread: one costs more than many a device does in a VM's life.
+    Asleep { name: &'static str, worker: W },
     /// On its thread.
     Running(WorkerThread<W>),
     /// Without a thread.
@@ -42,16 +64,31 @@ pub(super) enum WorkerHalf<W> {
 }
 
 impl<W: Serve> WorkerHalf<W> {
-    /// Starts a worker on a thread called `name`.
+    /// Starts a worker on a thread called `name`, now or when it is to be woken.
     ///
     /// # Errors
     /// No thread could be started; the worker is lost.
-    pub(super) fn start(name: &'static str, worker: W) -> Result<Self, ActivateError> {
+    pub(super) fn start(name: &'static str, mut worker: W, begin: Begin) -> Result<Self, ActivateError> {
+        if begin == Begin::WhenNotified && worker.can_sleep() {
+            return Ok(WorkerHalf::Asleep { name, worker });
+        }
         let thread = WorkerThread::spawn(name, worker).map_err(|source| ActivateError::Host {
             action: "start the thread of a device",
             source,
         })?;
         Ok(WorkerHalf::Running(thread))
+    }
+
+    /// Gives a sleeping worker its thread; nothing in any other state.
+    ///
+    /// # Errors
+    /// No thread could be started; the worker is lost.
+    pub(super) fn wake(&mut self) -> Result<(), ActivateError> {
+        *self = match std::mem::replace(self, WorkerHalf::Inactive) {
+            WorkerHalf::Asleep { name, worker } => WorkerHalf::start(name, worker, Begin::AtOnce)?,
+            other => other,
+        };
+        Ok(())
     }
 
     /// Stops the thread and keeps the worker: where it is in its queues. `None` when there is none.
@@ -64,6 +101,7 @@ impl<W: Serve> WorkerHalf<W> {
                     worker: thread.stop()?,
                 }
             }
+            WorkerHalf::Asleep { name, worker } => WorkerHalf::Paused { name, worker },
             other => other,
         };
         match self {
@@ -86,7 +124,7 @@ impl<W: Serve> WorkerHalf<W> {
     /// No thread could be started; the worker is lost.
     pub(super) fn resume(&mut self) -> Result<(), ActivateError> {
         *self = match std::mem::replace(self, WorkerHalf::Inactive) {
-            WorkerHalf::Paused { name, worker } => WorkerHalf::start(name, worker)?,
+            WorkerHalf::Paused { name, worker } => WorkerHalf::start(name, worker, Begin::AtOnce)?,
             other => other,
         };
         Ok(())
@@ -97,7 +135,7 @@ impl<W: Serve> WorkerHalf<W> {
         match std::mem::replace(self, WorkerHalf::Inactive) {
             WorkerHalf::Inactive => None,
             WorkerHalf::Running(thread) => thread.stop(),
-            WorkerHalf::Paused { worker, .. } => Some(worker),
+            WorkerHalf::Asleep { worker, .. } | WorkerHalf::Paused { worker, .. } => Some(worker),
         }
     }
 }

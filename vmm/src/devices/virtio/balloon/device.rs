@@ -61,7 +61,8 @@ impl Balloon {
 
 impl BalloonHandle {
     /// Asks the guest to give up that much memory in all, 0 to take everything back. The guest does so when it can; how
-    /// far it is, is among the counters (`balloon_actual_bytes`, the guest's own account).
+    /// far it is, is among the counters (`balloon_actual_bytes`, the guest's own account). The device is to be woken then, see
+    /// [`VirtioDevice::wake`].
     ///
     /// # Errors
     /// [`BalloonError`]; then the old target stays.
@@ -98,6 +99,18 @@ impl VirtioDevice for Balloon {
         N_FIXED_QUEUES + has(F_STATS_QUEUE) + has(F_REPORTING)
     }
 
+    fn n_busy_queues(&self) -> usize {
+        0
+    }
+
+    fn can_begin_later(&self) -> bool {
+        true
+    }
+
+    fn wake(&mut self) -> Result<(), ActivateError> {
+        self.worker.wake()
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_config_bytes(&self.shared.config(), offset, data);
     }
@@ -119,7 +132,7 @@ impl VirtioDevice for Balloon {
             stats_due: false,
             shared: Arc::clone(&self.shared),
         };
-        self.worker = WorkerHalf::start("balloon", worker)?;
+        self.worker = WorkerHalf::start("balloon", worker, activation.begin)?;
         Ok(())
     }
 
@@ -146,8 +159,8 @@ impl VirtioDevice for Balloon {
         let ([target, actual], []) = saved.as_chunks() else {
             return false;
         };
-        self.shared.set_target(u32::from_le_bytes(*target));
-        self.shared.set_actual(u32::from_le_bytes(*actual));
+        self.shared
+            .load(u32::from_le_bytes(*target), u32::from_le_bytes(*actual));
         true
     }
 

@@ -74,6 +74,21 @@ impl Shared {
         let _ = self.target_changed.write(1);
     }
 
+    /// The guest has given up what was asked for.
+    pub(super) fn is_settled(&self) -> bool {
+        self.target_pages.load(Ordering::Acquire) == self.actual_pages.load(Ordering::Acquire)
+    }
+
+    /// What both were when the device was saved. A guest that has what was asked for is told nothing.
+    pub(super) fn load(&self, target_pages: u32, actual_pages: u32) {
+        self.set_actual(actual_pages);
+        if target_pages == actual_pages {
+            self.target_pages.store(target_pages, Ordering::Release);
+        } else {
+            self.set_target(target_pages);
+        }
+    }
+
     pub(super) fn set_actual(&self, pages: u32) {
         self.actual_pages.store(pages, Ordering::Release);
     }

@@ -121,6 +121,7 @@ fn the_target_is_told_and_the_actual_size_comes_back() {
     let (mut driver, handle) = start();
     assert_eq!(driver.config(0, 8), [0; 8]);
     handle.set_target(3).unwrap();
+    driver.transport.wake();
     driver.wait_until("a configuration change", |driver| {
         (driver.interrupt.status() & 2 != 0).then_some(())
     });

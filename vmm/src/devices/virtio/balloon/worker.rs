@@ -14,7 +14,7 @@ use super::{
 };
 use crate::devices::virtio::chain::Buffers;
 use crate::devices::virtio::device::feature;
-use crate::devices::virtio::worker::{Poller, Serve, clear_event};
+use crate::devices::virtio::worker::{Poller, Serve, all_empty, clear_event};
 use crate::devices::virtio::{DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::{DiscardError, GuestMemory, discard};
@@ -79,6 +79,14 @@ impl Serve for Worker {
 
     fn queue_states(&self) -> Vec<QueueState> {
         self.queues.iter().map(DeviceQueue::state).collect()
+    }
+
+    /// The buffer for statistics waits there most of the time.
+    fn can_sleep(&mut self) -> bool {
+        let stats = self.optional.stats;
+        let others = self.queues.iter_mut().enumerate();
+        let others = others.filter(|(index, _)| Some(*index) != stats);
+        self.shared.is_settled() && all_empty(others.map(|(_, queue)| queue), &self.memory)
     }
 }
 

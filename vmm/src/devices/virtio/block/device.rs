@@ -128,6 +128,14 @@ impl VirtioDevice for Block {
         &QUEUE_SIZES
     }
 
+    fn can_begin_later(&self) -> bool {
+        true
+    }
+
+    fn wake(&mut self) -> Result<(), ActivateError> {
+        self.worker.wake()
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_config_bytes(&self.config, offset, data);
     }
@@ -143,6 +151,7 @@ impl VirtioDevice for Block {
             mut queues,
             features,
             needs_reset,
+            begin,
         } = activation;
         let worker = Worker {
             disk: self.disk,
@@ -157,7 +166,7 @@ impl VirtioDevice for Block {
             write_through: features & feature(blk::VIRTIO_BLK_F_FLUSH) == 0,
             io_uring: self.io_uring,
         };
-        self.worker = WorkerHalf::start(name, worker)?;
+        self.worker = WorkerHalf::start(name, worker, begin)?;
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use super::slices::Piece;
 use super::{QUEUE_SIZES, REQUEST_QUEUE, SliceMap};
 use crate::config::SliceDisk;
 use crate::devices::virtio::chain::{Buffers, Ranges};
-use crate::devices::virtio::worker::{Poller, Serve, clear_event, event_fd};
+use crate::devices::virtio::worker::{Poller, Serve, all_empty, clear_event, event_fd};
 use crate::devices::virtio::{DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::GuestMemory;
@@ -61,6 +61,10 @@ impl Serve for Worker {
 
     fn queue_states(&self) -> Vec<QueueState> {
         vec![self.queue.state()]
+    }
+
+    fn can_sleep(&mut self) -> bool {
+        all_empty([&mut self.queue], &self.memory)
     }
 }
 

@@ -46,6 +46,7 @@ impl Mem {
 impl MemHandle {
     /// Asks the guest to have that much of the region, in all. The guest follows as it can: growing takes milliseconds,
     /// shrinking waits until it can move what is in the way. How far it is, is among the counters (`mem_plugged_bytes`).
+    /// The device is to be woken then, see [`VirtioDevice::wake`].
     ///
     /// # Errors
     /// [`ResizeError`]; then the old size stays.
@@ -71,6 +72,18 @@ impl VirtioDevice for Mem {
         self.shared.generation()
     }
 
+    fn n_busy_queues(&self) -> usize {
+        0
+    }
+
+    fn can_begin_later(&self) -> bool {
+        true
+    }
+
+    fn wake(&mut self) -> Result<(), ActivateError> {
+        self.worker.wake()
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_config_bytes(&self.shared.config(), offset, data);
     }
@@ -83,7 +96,7 @@ impl VirtioDevice for Mem {
             queue: activation.queues.swap_remove(REQUEST_QUEUE),
             shared: Arc::clone(&self.shared),
         };
-        self.worker = WorkerHalf::start("mem", worker)?;
+        self.worker = WorkerHalf::start("mem", worker, activation.begin)?;
         Ok(())
     }
 

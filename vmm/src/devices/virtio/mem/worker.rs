@@ -13,7 +13,7 @@ use super::request::{REQUEST_BYTES, RESPONSE_BYTES, Request, Response};
 use super::shared::Shared;
 use super::{MAX_DESCRIPTORS, QUEUE_SIZES, REQUEST_QUEUE};
 use crate::devices::virtio::chain::Buffers;
-use crate::devices::virtio::worker::{Poller, Serve, clear_event};
+use crate::devices::virtio::worker::{Poller, Serve, all_empty, clear_event};
 use crate::devices::virtio::{DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::{GuestMemory, discard};
@@ -44,6 +44,10 @@ impl Serve for Worker {
 
     fn queue_states(&self) -> Vec<QueueState> {
         vec![self.queue.state()]
+    }
+
+    fn can_sleep(&mut self) -> bool {
+        all_empty([&mut self.queue], &self.memory)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::config::NetConfig;
 use crate::devices::virtio::counters::define_counters;
 use crate::devices::virtio::device::{COMMON_FEATURES, feature, read_config_bytes};
 use crate::devices::virtio::worker::WorkerHalf;
-use crate::devices::virtio::{ActivateError, Activation, Counters, DeviceQueue, VirtioDevice};
+use crate::devices::virtio::{ActivateError, Activation, Begin, Counters, DeviceQueue, VirtioDevice};
 use crate::irq::Interrupt;
 use crate::memory::GuestMemory;
 use crate::sys::tap::Tap;
@@ -222,7 +222,7 @@ impl VirtioDevice for Net {
             });
         }
         let worker = Worker::new(activation, tap, Arc::clone(&self.counters));
-        self.worker = WorkerHalf::start("net", worker)?;
+        self.worker = WorkerHalf::start("net", worker, Begin::AtOnce)?;
         Ok(())
     }
 

@@ -78,6 +78,7 @@ impl Worker {
             mut queues,
             features,
             needs_reset,
+            ..
         } = activation;
         let tx = queues.remove(TX_QUEUE);
         let rx = queues.remove(RX_QUEUE);

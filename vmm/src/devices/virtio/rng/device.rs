@@ -60,6 +60,18 @@ impl VirtioDevice for Rng {
         &QUEUE_SIZES
     }
 
+    fn n_busy_queues(&self) -> usize {
+        0
+    }
+
+    fn can_begin_later(&self) -> bool {
+        true
+    }
+
+    fn wake(&mut self) -> Result<(), ActivateError> {
+        self.worker.wake()
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_config_bytes(&[], offset, data);
     }
@@ -73,7 +85,7 @@ impl VirtioDevice for Rng {
             queue,
             counters: Arc::clone(&self.counters),
         };
-        self.worker = WorkerHalf::start("rng", worker)?;
+        self.worker = WorkerHalf::start("rng", worker, activation.begin)?;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::device::RngCounters;
 use super::{MAX_DESCRIPTORS, MAX_REQUEST_BYTES, QUEUE_SIZES, REQUEST_QUEUE};
 use crate::devices::virtio::chain::{Buffers, Ranges};
-use crate::devices::virtio::worker::{Poller, Serve};
+use crate::devices::virtio::worker::{Poller, Serve, all_empty};
 use crate::devices::virtio::{DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::GuestMemory;
@@ -38,6 +38,10 @@ impl Serve for Worker {
 
     fn queue_states(&self) -> Vec<QueueState> {
         vec![self.queue.state()]
+    }
+
+    fn can_sleep(&mut self) -> bool {
+        all_empty([&mut self.queue], &self.memory)
     }
 }
 

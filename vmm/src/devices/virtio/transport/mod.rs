@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::counters::define_counters;
 use super::device::feature;
 use super::worker::{clear_event, event_fd};
-use super::{ActivateError, Activation, Counters, DeviceQueue, NeedsReset, VirtioDevice};
+use super::{ActivateError, Activation, Begin, Counters, DeviceQueue, NeedsReset, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::irq::Interrupt;
 use crate::memory::GuestMemory;
@@ -57,6 +57,8 @@ define_counters!(
         activations,
         /// Activations that failed.
         activation_failures,
+        /// Devices whose notifications KVM does not signal, but should.
+        kicks_not_connected,
     }
 );
 
@@ -74,8 +76,14 @@ pub struct MmioTransport {
     driver_features_select: u32,
     driver_features: u64,
     queue_select: u32,
+    /// Connects the kicks of busy queues with KVM, until that is done. All notifications come to [`Self::kick`] before.
+    connect: Option<ConnectKicks>,
     counters: Arc<TransportCounters>,
 }
+
+/// Connects kicks, of the queues from the first on, with KVM; `false` when it can't, and then they go on coming through the
+/// registers.
+pub type ConnectKicks = Box<dyn Fn(&[EventFd]) -> bool + Send>;
 
 /// A device's registers and queues, for a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,13 +232,35 @@ impl MmioTransport {
             driver_features_select: 0,
             driver_features: 0,
             queue_select: 0,
+            connect: None,
             counters: Arc::new(TransportCounters::new("virtio")),
         })
     }
 
-    /// One event per queue, to be registered as ioeventfd at [`QUEUE_NOTIFY_OFFSET`] with the index as datamatch.
-    pub fn kick_event_fds(&self) -> &[EventFd] {
-        &self.kicks
+    /// Has KVM signal the events of busy queues from now on, or from the first notification on where the device can sleep until
+    /// then. `connect` registers them as ioeventfds at [`QUEUE_NOTIFY_OFFSET`] with the index as datamatch. What is not connected is
+    /// an exit to this process, and as good.
+    pub fn connect_kicks(&mut self, connect: ConnectKicks) {
+        self.connect = Some(connect);
+        if !self.device.can_begin_later() {
+            self.connect_now();
+        }
+    }
+
+    fn connect_now(&mut self) {
+        if let Some(connect) = self.connect.take() {
+            let busy = &self.kicks[..self.device.n_busy_queues().min(self.kicks.len())];
+            if !busy.is_empty() && !connect(busy) {
+                self.counters.kicks_not_connected.increment();
+            }
+        }
+    }
+
+    /// Gives a device that waits for its driver's first notification its thread: its owner has something for it.
+    pub fn wake(&mut self) {
+        if self.device.wake().is_err() {
+            self.needs_reset.raise();
+        }
     }
 
     /// The device's interrupt, whose event is to be registered as irqfd.
@@ -471,7 +501,7 @@ impl MmioTransport {
         });
     }
 
-    fn kick(&self, index: u32) {
+    fn kick(&mut self, index: u32) {
         let kick = usize::try_from(index)
             .ok()
             .and_then(|index| self.kicks.get(index));
@@ -480,6 +510,8 @@ impl MmioTransport {
             Some(kick) => {
                 // A full counter is readable, which is all a kick has to achieve.
                 let _ = kick.write(1);
+                self.connect_now();
+                self.wake();
             }
             None => {
                 self.protocol_error();
@@ -558,6 +590,11 @@ impl MmioTransport {
             queues,
             features: self.driver_features,
             needs_reset: self.needs_reset.clone(),
+            begin: match &self.connect {
+                Some(_) => Begin::WhenNotified,
+                // A notification may not come here.
+                None => Begin::AtOnce,
+            },
         })
     }
 

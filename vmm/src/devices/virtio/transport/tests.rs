@@ -1,5 +1,5 @@
-use super::super::testing::Driver;
-use super::super::worker::{Poller, Serve, WorkerHalf};
+use super::super::testing::{Driver, HEAP, writable};
+use super::super::worker::{Poller, Serve, WorkerHalf, all_empty};
 use super::super::{ActivateError, Activation, Counters, VirtioDevice};
 use super::*;
 use crate::devices::virtio::device::COMMON_FEATURES;
@@ -26,6 +26,10 @@ impl Serve for ProbeWorker {
     fn queue_states(&self) -> Vec<QueueState> {
         self.queues.iter().map(DeviceQueue::state).collect()
     }
+
+    fn can_sleep(&mut self) -> bool {
+        all_empty(&mut self.queues, &self.memory)
+    }
 }
 
 /// A device with such a worker.
@@ -35,6 +39,7 @@ struct Probe {
     written: Vec<(u64, Vec<u8>)>,
     fails: bool,
     in_kernel: bool,
+    sleeps: bool,
 }
 
 impl Probe {
@@ -45,6 +50,7 @@ impl Probe {
             written: Vec::new(),
             fails: false,
             in_kernel: false,
+            sleeps: false,
         })
     }
 }
@@ -62,6 +68,18 @@ impl VirtioDevice for Probe {
         &[256, 16]
     }
 
+    fn n_busy_queues(&self) -> usize {
+        1
+    }
+
+    fn can_begin_later(&self) -> bool {
+        self.sleeps
+    }
+
+    fn wake(&mut self) -> Result<(), ActivateError> {
+        self.worker.wake()
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let n_resets = u8::try_from(self.n_resets_while_active).unwrap();
         crate::devices::virtio::device::read_config_bytes(&[n_resets, 2, 3, 4, 5, 6], offset, data);
@@ -77,8 +95,13 @@ impl VirtioDevice for Probe {
         if self.fails {
             return Err(ActivateError::BackendLost);
         }
-        let Activation { memory, queues, .. } = activation;
-        self.worker = WorkerHalf::start("probe", ProbeWorker { memory, queues })?;
+        let Activation {
+            memory,
+            queues,
+            begin,
+            ..
+        } = activation;
+        self.worker = WorkerHalf::start("probe", ProbeWorker { memory, queues }, begin)?;
         Ok(())
     }
 
@@ -252,9 +275,65 @@ fn kick_reaches_the_event_of_its_queue() {
     driver.kick(1);
     driver.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, 2);
     driver.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, u32::MAX);
-    let kicks = driver.transport.kick_event_fds();
+    let kicks = &driver.transport.kicks;
     assert!(kicks[0].read().is_err());
     assert_eq!(kicks[1].read().unwrap(), 1);
+}
+
+fn sleepy() -> Box<Probe> {
+    let mut probe = Probe::boxed();
+    probe.sleeps = true;
+    probe
+}
+
+#[test]
+fn busy_queues_are_connected_at_once_or_with_the_first_notification() {
+    let driver = Driver::start(Probe::boxed(), 0);
+    assert_eq!(driver.n_connected(), 1, "one of two is busy");
+
+    let mut driver = Driver::start(sleepy(), 0);
+    assert_eq!(driver.n_connected(), 0);
+    driver.add(1, &[writable(HEAP, 16)]);
+    driver.kick(1);
+    assert_eq!(driver.n_connected(), 1);
+    // Its thread began, and took what there was.
+    driver.wait_used(1);
+    driver.kick(0);
+    assert_eq!(driver.n_connected(), 1, "once");
+    // From now on notifications may go past the registers: it may not wait for one here.
+    driver.set_status(0);
+    driver.negotiate(0);
+    driver.set_up_queues();
+    driver.add(0, &[writable(HEAP, 16)]);
+    driver.set_status(15);
+    driver.wait_used(0);
+}
+
+#[test]
+fn a_device_that_may_sleep_begins_at_once_when_it_has_buffers_already() {
+    let mut driver = Driver::new(sleepy());
+    driver.negotiate(0);
+    driver.set_up_queues();
+    driver.add(0, &[writable(HEAP, 16)]);
+    driver.set_status(15);
+    driver.wait_used(0);
+    assert_eq!(driver.n_connected(), 0);
+}
+
+#[test]
+fn a_sleeping_device_is_woken_by_its_owner_and_pauses_as_any() {
+    let mut driver = Driver::start(sleepy(), 0);
+    driver.add(0, &[writable(HEAP, 16)]);
+    // Not notified: nothing happens, and it is where it was.
+    assert!(driver.transport.pause());
+    assert_eq!(driver.transport.save().queues[0].next_avail, 0);
+    driver.transport.resume();
+    driver.wait_used(0);
+
+    let mut driver = Driver::start(sleepy(), 0);
+    driver.add(0, &[writable(HEAP, 16)]);
+    driver.transport.wake();
+    driver.wait_used(0);
 }
 
 #[test]

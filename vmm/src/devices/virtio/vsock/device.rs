@@ -15,7 +15,7 @@ use super::{CLOSE_TIMEOUT, CONNECT_TIMEOUT, MAX_CONNECTIONS, QUEUE_SIZES};
 use crate::devices::virtio::counters::define_counters;
 use crate::devices::virtio::device::{COMMON_FEATURES, read_config_bytes};
 use crate::devices::virtio::worker::WorkerHalf;
-use crate::devices::virtio::{ActivateError, Activation, Counters, VirtioDevice};
+use crate::devices::virtio::{ActivateError, Activation, Begin, Counters, VirtioDevice};
 
 define_counters!(
     /// What a socket device counts.
@@ -128,6 +128,11 @@ impl VirtioDevice for Vsock {
         &QUEUE_SIZES
     }
 
+    /// Of the third, for events, the driver takes few.
+    fn n_busy_queues(&self) -> usize {
+        2
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_config_bytes(&u64::from(self.cid).to_le_bytes(), offset, data);
     }
@@ -160,7 +165,8 @@ impl VirtioDevice for Vsock {
             worker.announce_reset();
         }
         self.inbox.open();
-        self.worker = WorkerHalf::start("vsock", worker).inspect_err(|_| self.inbox.close())?;
+        self.worker =
+            WorkerHalf::start("vsock", worker, Begin::AtOnce).inspect_err(|_| self.inbox.close())?;
         Ok(())
     }
 
