@@ -232,12 +232,24 @@ pub struct ContainerStats {
     pub started_at_ms: u64,
     /// CPU time, microseconds.
     pub cpu_usage_us: u64,
+    /// Of it in user mode.
+    pub cpu_user_us: u64,
+    /// Of it in the kernel.
+    pub cpu_system_us: u64,
+    /// Periods in which its limit of CPU time was looked at.
+    pub cpu_periods: u64,
+    /// Of them those in which it was stopped.
+    pub cpu_throttled_periods: u64,
+    /// For how long in all, microseconds.
+    pub cpu_throttled_us: u64,
     /// Memory charged, bytes.
     pub memory_usage_bytes: u64,
     /// Usage less inactive file pages, bytes.
     pub memory_working_set_bytes: u64,
     /// Anonymous memory, bytes.
     pub memory_rss_bytes: u64,
+    /// Page cache, bytes.
+    pub memory_cache_bytes: u64,
     /// 0 = no limit.
     pub memory_limit_bytes: u64,
     /// Page faults.
@@ -256,6 +268,10 @@ pub struct ContainerStats {
     pub io_read_bytes: u64,
     /// Bytes written to disks.
     pub io_write_bytes: u64,
+    /// Reads from disks.
+    pub io_reads: u64,
+    /// Writes to disks.
+    pub io_writes: u64,
     /// OOM kills in it.
     pub oom_kills: u64,
 }
@@ -265,10 +281,18 @@ pub struct ContainerStats {
 pub struct NetworkStats {
     /// Bytes received.
     pub rx_bytes: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets dropped that came.
+    pub rx_dropped: u64,
     /// Receive errors.
     pub rx_errors: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Packets dropped that were to be sent.
+    pub tx_dropped: u64,
     /// Send errors.
     pub tx_errors: u64,
 }

@@ -74,7 +74,9 @@ impl Containers {
         self.resources.storage.lock().expect("no panic while held")
     }
 
-    fn all(&self) -> Vec<Arc<Container>> {
+    /// All of them, in no order.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Container>> {
         let containers = self.by_id.lock().expect("no panic while held");
         containers.values().cloned().collect()
     }

@@ -1,6 +1,6 @@
 //! Counters of containers, from their cgroups, and of the guest, from `/proc`.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use rustix::fs::statvfs;
 
@@ -41,18 +41,10 @@ pub struct ContainerStats {
     pub io_write_bytes: u64,
     pub io_read_ops: u64,
     pub io_write_ops: u64,
-    pub rootfs_used_bytes: u64,
-    pub rootfs_used_inodes: u64,
 }
 
-/// Reads the counters of `container`.
-pub async fn container(container: &Container) -> ContainerStats {
-    let mut stats = from_cgroup(&container.cgroup);
-    (stats.rootfs_used_bytes, stats.rootfs_used_inodes) = tree_size(&container.rootfs.upper).await;
-    stats
-}
-
-fn from_cgroup(cgroup: &Cgroup) -> ContainerStats {
+/// Reads the counters of the container that has `cgroup`.
+pub fn container(cgroup: &Cgroup) -> ContainerStats {
     // A controller the kernel does not have counts nothing.
     let read = |file: &str| cgroup.read(file).unwrap_or_default();
     // "max" is no limit.
@@ -79,9 +71,30 @@ fn from_cgroup(cgroup: &Cgroup) -> ContainerStats {
         io_write_bytes: io_total(&io, "wbytes"),
         io_read_ops: io_total(&io, "rios"),
         io_write_ops: io_total(&io, "wios"),
-        rootfs_used_bytes: 0,
-        rootfs_used_inodes: 0,
     }
+}
+
+/// What a container has written to its root file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as in the guest API")]
+pub struct WritableLayer {
+    pub container_id: String,
+    pub used_bytes: u64,
+    pub used_inodes: u64,
+}
+
+/// Measures the writable layers of `containers`.
+pub async fn writable_layers(containers: &[Arc<Container>]) -> Vec<WritableLayer> {
+    let mut layers = Vec::with_capacity(containers.len());
+    for container in containers {
+        let (used_bytes, used_inodes) = tree_size(&container.rootfs.upper).await;
+        layers.push(WritableLayer {
+            container_id: container.id.clone(),
+            used_bytes,
+            used_inodes,
+        });
+    }
+    layers
 }
 
 /// Sums `key` over the devices of an `io.stat`: lines `254:0 rbytes=1 wbytes=2`.

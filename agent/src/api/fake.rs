@@ -367,6 +367,11 @@ impl Engine for FakeEngine {
             memory_working_set_bytes: 2 << 20,
             memory_rss_bytes: 1 << 20,
             memory_limit_bytes: 64 << 20,
+            cpu_throttled_us: 250_000,
+            page_faults: 11,
+            major_page_faults: 12,
+            rootfs_used_bytes: 13,
+            io_write_bytes: 14,
             ..ContainerStats::default()
         });
         Ok(GroupStats {
@@ -375,6 +380,7 @@ impl Engine for FakeEngine {
             network: NetworkStats {
                 rx_bytes: 10,
                 tx_bytes: 20,
+                tx_dropped: 30,
                 ..NetworkStats::default()
             },
             scratch_capacity_bytes: 30 << 30,

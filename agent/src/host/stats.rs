@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::cgroups_v2::metrics::{IOEntry, Metrics};
 use futures_util::future::join_all;
 
 use crate::{
@@ -99,7 +99,8 @@ pub(super) async fn group_stats(
         match connection.stats(id).await {
             Ok(metrics) => {
                 let logs_used_bytes = size_of_dir(&parts.log_dir(&group.id, &status.name));
-                Some(container_stats(status, started_at_ms, &metrics, logs_used_bytes))
+                let stats = container_stats(status, started_at_ms, &metrics, logs_used_bytes);
+                Some((id.clone(), stats))
             }
             Err(error) => {
                 // It may have ended since.
@@ -110,6 +111,17 @@ pub(super) async fn group_stats(
     }));
     let (containers, sandbox) = tokio::join!(containers, connection.sandbox_metrics());
     let sandbox = sandbox?;
+    let mut containers: Vec<_> = containers.into_iter().flatten().collect();
+    for (id, stats) in &mut containers {
+        let layer = sandbox
+            .writable_layers
+            .iter()
+            .find(|layer| layer.container_id == *id);
+        if let Some(layer) = layer {
+            stats.rootfs_used_bytes = layer.used_bytes;
+            stats.rootfs_used_inodes = layer.used_inodes;
+        }
+    }
     let interface = sandbox
         .networks
         .iter()
@@ -118,11 +130,15 @@ pub(super) async fn group_stats(
         .unwrap_or_default();
     Ok(GroupStats {
         at_ms: now_ms(),
-        containers: containers.into_iter().flatten().collect(),
+        containers: containers.into_iter().map(|(_, stats)| stats).collect(),
         network: NetworkStats {
             rx_bytes: interface.rx_bytes,
+            rx_packets: interface.rx_packets,
+            rx_dropped: interface.rx_dropped,
             rx_errors: interface.rx_errors,
             tx_bytes: interface.tx_bytes,
+            tx_packets: interface.tx_packets,
+            tx_dropped: interface.tx_dropped,
             tx_errors: interface.tx_errors,
         },
         scratch_capacity_bytes: sandbox.scratch_capacity_bytes,
@@ -142,21 +158,23 @@ fn container_stats(
 ) -> ContainerStats {
     let memory = metrics.memory.clone().unwrap_or_default();
     let cpu = metrics.cpu.clone().unwrap_or_default();
-    let (io_read_bytes, io_write_bytes) = metrics.io.as_ref().map_or((0, 0), |io| {
-        io.usage.iter().fold((0_u64, 0_u64), |(read, written), entry| {
-            (
-                read.saturating_add(entry.rbytes),
-                written.saturating_add(entry.wbytes),
-            )
-        })
-    });
+    let of_all_disks = |counter: fn(&IOEntry) -> u64| {
+        let entries = metrics.io.iter().flat_map(|io| &io.usage);
+        entries.map(counter).fold(0_u64, u64::saturating_add)
+    };
     ContainerStats {
         name: status.name.clone(),
         started_at_ms,
         cpu_usage_us: cpu.usage_usec,
+        cpu_user_us: cpu.user_usec,
+        cpu_system_us: cpu.system_usec,
+        cpu_periods: cpu.nr_periods,
+        cpu_throttled_periods: cpu.nr_throttled,
+        cpu_throttled_us: cpu.throttled_usec,
         memory_usage_bytes: memory.usage,
         memory_working_set_bytes: memory.usage.saturating_sub(memory.inactive_file),
         memory_rss_bytes: memory.anon,
+        memory_cache_bytes: memory.file,
         // "max" in the cgroup.
         memory_limit_bytes: if memory.usage_limit == u64::MAX {
             0
@@ -166,12 +184,14 @@ fn container_stats(
         page_faults: memory.pgfault,
         major_page_faults: memory.pgmajfault,
         pids: metrics.pids.as_ref().map_or(0, |pids| pids.current),
-        rootfs_used_bytes: 0,
-        rootfs_used_inodes: 0,
         logs_used_bytes,
-        io_read_bytes,
-        io_write_bytes,
+        io_read_bytes: of_all_disks(|entry| entry.rbytes),
+        io_write_bytes: of_all_disks(|entry| entry.wbytes),
+        io_reads: of_all_disks(|entry| entry.rios),
+        io_writes: of_all_disks(|entry| entry.wios),
         oom_kills: metrics.memory_events.as_ref().map_or(0, |events| events.oom_kill),
+        // The writable layer is the sandbox's to tell.
+        ..ContainerStats::default()
     }
 }
 

@@ -3,6 +3,7 @@
 use protocol::guest::{
     AttachVolumeRequest, ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerStatsResponse,
     File as FileMessage, NetworkStats, SandboxStatsResponse, Slice as SliceMessage,
+    WritableLayer as WritableLayerMessage,
 };
 use serde::de::DeserializeOwned;
 
@@ -11,7 +12,7 @@ use crate::{
     error::{Error, Result},
     identity::{Id, Identity, Ids, Origin},
     network::Interface,
-    stats::{ContainerStats, SandboxStats},
+    stats::{ContainerStats, SandboxStats, WritableLayer},
     storage::{AttachedVolume, Export, File, NfsVolume, Slice},
 };
 
@@ -154,13 +155,11 @@ pub(super) fn container_stats(stats: ContainerStats) -> ContainerStatsResponse {
         io_write_bytes: stats.io_write_bytes,
         io_read_ops: stats.io_read_ops,
         io_write_ops: stats.io_write_ops,
-        rootfs_used_bytes: stats.rootfs_used_bytes,
-        rootfs_used_inodes: stats.rootfs_used_inodes,
         ..Default::default()
     }
 }
 
-pub(super) fn sandbox_stats(stats: SandboxStats) -> SandboxStatsResponse {
+pub(super) fn sandbox_stats(stats: SandboxStats, layers: Vec<WritableLayer>) -> SandboxStatsResponse {
     let networks = stats
         .networks
         .into_iter()
@@ -192,6 +191,15 @@ pub(super) fn sandbox_stats(stats: SandboxStats) -> SandboxStatsResponse {
         scratch_inodes: stats.scratch_inodes,
         scratch_used_inodes: stats.scratch_used_inodes,
         init_resident_bytes: stats.init_resident_bytes,
+        writable_layers: layers
+            .into_iter()
+            .map(|layer| WritableLayerMessage {
+                container_id: layer.container_id,
+                used_bytes: layer.used_bytes,
+                used_inodes: layer.used_inodes,
+                ..Default::default()
+            })
+            .collect(),
         ..Default::default()
     }
 }

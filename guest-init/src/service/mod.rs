@@ -265,13 +265,15 @@ impl Guest for Service {
         request: ContainerRequest,
     ) -> ttrpc::Result<ContainerStatsResponse> {
         let container = self.container(&request.container_id).map_err(status)?;
-        Ok(convert::container_stats(stats::container(&container).await))
+        Ok(convert::container_stats(stats::container(&container.cgroup)))
     }
 
     async fn sandbox_stats(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<SandboxStatsResponse> {
-        stats::sandbox(&self.sandbox.scratch())
-            .map(convert::sandbox_stats)
-            .map_err(status)
+        let sandbox = stats::sandbox(&self.sandbox.scratch()).map_err(status)?;
+        // There are none before the sandbox is configured.
+        let containers = self.sandbox.containers().map(Containers::all).unwrap_or_default();
+        let layers = stats::writable_layers(&containers).await;
+        Ok(convert::sandbox_stats(sandbox, layers))
     }
 
     async fn get_events(

@@ -334,14 +334,18 @@ pub(crate) async fn counters_count(guest: &Guest) {
         .await
         .unwrap();
     guest.start("c1", "").await.unwrap();
-    let stats = loop {
-        let stats = guest.stats("c1").await;
-        if stats.rootfs_used_bytes >= 300_000 {
-            break stats;
+    let sandbox = loop {
+        let sandbox = guest.sandbox_stats().await;
+        let [layer] = &sandbox.writable_layers[..] else {
+            panic!("{sandbox}");
+        };
+        assert_eq!(layer.container_id, "c1");
+        if layer.used_bytes >= 300_000 {
+            assert!(layer.used_inodes >= 1);
+            break sandbox;
         }
     };
-    assert!(stats.rootfs_used_inodes >= 1 && stats.timestamp_ns > 0);
-    let sandbox = guest.sandbox_stats().await;
+    assert!(guest.stats("c1").await.timestamp_ns > 0);
     assert!(
         sandbox.memory_total_bytes > sandbox.memory_available_bytes && sandbox.memory_available_bytes > 0
     );

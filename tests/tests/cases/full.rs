@@ -161,11 +161,11 @@ fn metric(text: &str, name: &str, container: &str) -> Result<f64> {
         .with_context(|| format!("no {start} in:\n{text}"))
 }
 
-fn scrape(host: &Host) -> Result<String> {
+fn scrape(host: &Host, what: &str) -> Result<String> {
     process::run(
         Command::new("curl")
             .args(["-sSk", "-H", &format!("Authorization: Bearer {TOKEN}")])
-            .arg(format!("https://{}/metrics/resource", host.kubelet())),
+            .arg(format!("https://{}/metrics/{what}", host.kubelet())),
         b"",
     )?
     .success()
@@ -251,7 +251,7 @@ pub(crate) fn twenty_containers_and_volumes_bear_each_others_excesses(stage: &mu
         let us = text.trim().strip_prefix("usage_usec ").context("cpu.stat")?;
         Ok(us.parse::<f64>()? / 1e6)
     };
-    let (least, text, most) = (usage()?, scrape(host)?, usage()?);
+    let (least, text, most) = (usage()?, scrape(host, "resource")?, usage()?);
     const CPU: &str = "container_cpu_usage_seconds_total";
     let told = metric(&text, CPU, "steady-2")?;
     ensure!(
@@ -276,5 +276,69 @@ pub(crate) fn twenty_containers_and_volumes_bear_each_others_excesses(stage: &mu
         told > 0.0 && (working - told).abs() < 2_097_152.0,
         "the working set is {told}, the guest says {working}"
     );
+    counters_are_those_of_the_guest(host)?;
     host.remove(GROUP)
+}
+
+/// What a container and the network did, as the guest counts it and as port 10250 tells it. Counters only grow: what is told lies
+/// between what the guest says before and after.
+fn counters_are_those_of_the_guest(host: &Host) -> Result<()> {
+    const WRITER: &str = "steady-3";
+    said(
+        host,
+        WRITER,
+        "dd if=/dev/urandom of=/written bs=1024 count=300 conv=fsync 2>/dev/null",
+    )?;
+    let eth0 = |column| format!("awk '/eth0:/{{ sub(/.*eth0:/, \"\"); print ${column} }}' /proc/net/dev");
+    let io = |key| {
+        format!(
+            "awk '{{ for (i = 2; i <= NF; i++) if (sub(/^{key}=/, \"\", $i)) n += $i }} END {{ print n + 0 }}' /sys/fs/cgroup/io.stat"
+        )
+    };
+    // The samples begin so, in this order: labels are sorted, more may follow.
+    let of_network = |name: &str| format!("container_network_{name}_total{{");
+    let of_writer = |name: &str| format!("{name}{{container=\"{WRITER}\",");
+    let counters = [
+        (of_network("receive_bytes"), eth0(1), 1.0),
+        (of_network("receive_packets"), eth0(2), 1.0),
+        (of_network("transmit_bytes"), eth0(9), 1.0),
+        (of_network("transmit_packets"), eth0(10), 1.0),
+        (
+            of_writer("container_fs_writes_bytes_total"),
+            io("wbytes"),
+            300.0 * 1024.0,
+        ),
+        (of_writer("container_fs_writes_total"), io("wios"), 1.0),
+        (of_writer("container_fs_reads_bytes_total"), io("rbytes"), 0.0),
+    ];
+    let read = || {
+        let script: Vec<_> = counters.iter().map(|(_, script, _)| script.as_str()).collect();
+        let text = said(host, WRITER, &script.join("; "))?;
+        let values: Result<Vec<f64>, _> = text.lines().map(str::parse).collect();
+        values.with_context(|| format!("read the guest's counters from {text:?}"))
+    };
+    let (before, text, after) = (read()?, scrape(host, "cadvisor")?, read()?);
+    ensure!(before.len() == counters.len(), "the guest says {before:?}");
+    let pod = format!("namespace=\"default\",pod=\"{GROUP}\"}} ");
+    let value_of = |start: &str| -> Result<f64> {
+        let value = text.lines().find_map(|line| {
+            let (_, value) = line.strip_prefix(start)?.split_once(&pod)?;
+            value.split(' ').next()?.parse().ok()
+        });
+        value.with_context(|| format!("no {start} in:\n{text}"))
+    };
+    for (((start, _, at_least), least), most) in counters.iter().zip(before).zip(after) {
+        let told = value_of(start)?;
+        ensure!(
+            least <= told && told <= most && told >= *at_least,
+            "{start} is {told}, the guest has {least} before and {most} after"
+        );
+    }
+    // The writable layer, which no cgroup counts.
+    let told = value_of(&of_writer("container_fs_usage_bytes"))?;
+    ensure!(
+        (300.0 * 1024.0..2_000_000.0).contains(&told),
+        "{WRITER} wrote 300 KiB and is told to have {told} bytes"
+    );
+    Ok(())
 }

@@ -7,9 +7,11 @@
 //! | `GET /exec/{namespace}/{pod}[/{uid}]/{container}` | WebSocket, [`super::exec`] (10250 only) |
 //! | `GET /containerLogs/{namespace}/{pod}/{container}` | log text (10250 only) |
 //! | `GET /stats/summary` | `stats.v1alpha1.Summary` |
-//! | `GET /metrics/resource` | Prometheus text |
+//! | `GET /metrics/resource` | Prometheus text, for metrics-server |
+//! | `GET /metrics/cadvisor` | Prometheus text, more of each container and the network of each group |
 
 mod auth;
+mod cadvisor_metrics;
 mod exposition;
 mod resource_metrics;
 mod streams;
@@ -80,6 +82,7 @@ fn read_only_routes() -> Router<Arc<KubeletDoor>> {
         .route("/stats/summary", get(summary::serve))
         .route("/metrics", get(metrics))
         .route("/metrics/resource", get(resource_metrics::serve))
+        .route("/metrics/cadvisor", get(cadvisor_metrics::serve))
 }
 
 /// Port 10250: every request carries a credential.

@@ -209,6 +209,62 @@ async fn resource_metrics_are_those_of_a_kubelet() {
 }
 
 #[tokio::test]
+async fn cadvisor_metrics_are_those_of_a_kubelet() {
+    let node = start().await;
+    let (_, body) = node.get("/metrics/cadvisor", Some(TOKEN)).await;
+    let engine_group = node.engine.list().await.remove(0);
+    let image = &engine_group.spec.containers[0].image;
+    let run = engine_group.status.containers[0]
+        .container_id
+        .clone()
+        .unwrap_or_default();
+    let with = |name: &str, more: &str, value: &str| {
+        format!(
+            "{name}{{container=\"c\",{more}id=\"/kubepods/pod{ID}/{run}\",image=\"{image}\",name=\"{run}\",\
+             namespace=\"shop\",pod=\"web\"}} {value} 1767225700000"
+        )
+    };
+    let network = |name: &str, value: &str| {
+        format!(
+            "container_network_{name}_total{{id=\"/kubepods/pod{ID}\",interface=\"eth0\",namespace=\"shop\",pod=\"web\"}} \
+             {value} 1767225700000"
+        )
+    };
+    for line in [
+        with("container_cpu_usage_seconds_total", "cpu=\"total\",", "1.5"),
+        with("container_cpu_cfs_throttled_seconds_total", "", "0.25"),
+        with("container_memory_usage_bytes", "", "3145728"),
+        with(
+            "container_memory_failures_total",
+            "failure_type=\"pgfault\",scope=\"container\",",
+            "11",
+        ),
+        with(
+            "container_memory_failures_total",
+            "failure_type=\"pgmajfault\",scope=\"container\",",
+            "12",
+        ),
+        with("container_fs_usage_bytes", "", "13"),
+        with("container_fs_writes_bytes_total", "", "14"),
+        network("receive_bytes", "10"),
+        network("transmit_bytes", "20"),
+        network("transmit_packets_dropped", "30"),
+    ] {
+        assert!(
+            body.lines().any(|found| found == line),
+            "{line:?} is not in:\n{body}"
+        );
+    }
+    // Each name once, as the format wants it.
+    let types: Vec<_> = body.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+    let mut names = types.clone();
+    names.dedup();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(types.len(), names.len());
+}
+
+#[tokio::test]
 async fn the_summary_has_the_kubelets_shape() {
     let node = start().await;
     let (_, body) = node.get("/stats/summary", Some(TOKEN)).await;
@@ -224,6 +280,7 @@ async fn the_summary_has_the_kubelets_shape() {
         1_500_000_000_u64
     );
     assert_eq!(pod["containers"][0]["memory"]["workingSetBytes"], 2 << 20);
+    assert_eq!(pod["containers"][0]["rootfs"]["usedBytes"], 13);
     assert_eq!(pod["network"]["interfaces"][0]["rxBytes"], 10);
     assert_eq!(pod["startTime"], "2026-01-01T00:00:00Z");
 }
