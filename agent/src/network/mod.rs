@@ -10,6 +10,7 @@ mod nft;
 mod ports;
 mod rules;
 pub mod security;
+mod together;
 
 use std::{
     collections::BTreeMap,

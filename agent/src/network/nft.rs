@@ -1,25 +1,39 @@
 //! The words of nftables' JSON (libnftables-json(5)), and how it is given to `nft`. It passes through the types of the
 //! `nftables` crate, so that a mistake of ours is found before the kernel sees it.
 
-use nftables::{helper, schema::Nftables};
+use nftables::{
+    helper::{self, NftablesError},
+    schema::Nftables,
+};
 use serde_json::{Value, json};
 
+use super::together::Together;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The name of our tables.
 pub(super) const TABLE: &str = "eci";
+
+/// The kernel has one ruleset, and takes one change at a time.
+static CHANGES: Together<Value, NftablesError> = Together::new();
 
 /// Performs all commands or none.
 pub(super) async fn apply(commands: Vec<Value>, what: &str) -> Result<()> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
         Error::with_source(ErrorKind::Internal, what.to_owned(), source)
     };
-    let ruleset = ruleset(&commands).map_err(|error| failed(Box::new(error)))?;
-    helper::apply_ruleset_async(&ruleset)
+    // Looked at before it is among others'.
+    ruleset(&commands).map_err(|error| failed(Box::new(error)))?;
+    let run = |commands: Vec<Value>| async move {
+        let ruleset = ruleset(&commands).map_err(NftablesError::NftInvalidJson)?;
+        helper::apply_ruleset_async(&ruleset).await
+    };
+    CHANGES
+        .carry_out(commands, run)
         .await
         .map_err(|error| match error {
-            helper::NftablesError::NftFailed { stderr, .. } => failed(stderr.trim().to_owned().into()),
-            error => failed(Box::new(error)),
+            Some(NftablesError::NftFailed { stderr, .. }) => failed(stderr.trim().to_owned().into()),
+            Some(error) => failed(Box::new(error)),
+            None => failed("broken off".into()),
         })
 }
 
