@@ -12,7 +12,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     care::{self, Address, Carer, Health, Lifecycle},
-    container::{Container, cgroup::Hierarchy, freezer::Freezer, process::State, spec, stdio::Hold},
+    container::{
+        Container, cgroup::Hierarchy, freezer::Freezer, pause::Pause, process::State, spec, stdio::Hold,
+    },
     error::{Context, Error, ErrorKind, Result},
     events::Events,
     reaper::Reaper,
@@ -31,6 +33,7 @@ pub struct Containers {
     freezer: Freezer,
     hold: Hold,
     carer: Carer,
+    pause: Pause,
     by_id: Mutex<HashMap<String, Arc<Container>>>,
 }
 
@@ -65,6 +68,7 @@ impl Containers {
                 address: resources.address.clone(),
             },
             hold,
+            pause: Pause::default(),
             by_id: Mutex::default(),
             resources,
         }
@@ -208,7 +212,7 @@ impl Containers {
         }
         let container = self.get(id)?;
         let pid = container
-            .start(exec_id, &self.resources.reaper, &self.hold)
+            .start(exec_id, &self.resources.reaper, &self.hold, &self.pause)
             .await?;
         if exec_id.is_empty() {
             self.carer.begin(&container);
@@ -251,30 +255,11 @@ impl Containers {
         container.delete_processes()?;
         self.by_id.lock().expect("no panic while held").remove(id);
         self.resources.events.forget(&container);
-        self.empty(&container, Instant::now() + KILL_DEADLINE).await?;
+        empty(&container, Instant::now() + KILL_DEADLINE).await?;
         container.cgroup.remove()?;
         let mut storage = self.storage();
         storage.remove_rootfs(&container.rootfs)?;
         discard(&storage, id);
-        Ok(())
-    }
-
-    /// Kills what is left in the container's cgroup and waits until it has gone.
-    async fn empty(&self, container: &Container, deadline: Instant) -> Result<()> {
-        container.cgroup.kill()?;
-        let mut reaped = self.resources.reaper.reaped();
-        while !container.cgroup.processes()?.is_empty() {
-            if timeout_at(deadline, reaped.changed()).await.is_err() {
-                return Err(Error::system(
-                    format!(
-                        "end the processes {:?} of container {:?}",
-                        container.cgroup.processes()?,
-                        container.id
-                    ),
-                    std::io::Error::from_raw_os_error(libc::EBUSY),
-                ));
-            }
-        }
         Ok(())
     }
 
@@ -342,12 +327,27 @@ impl Containers {
             }
         }
         for container in &containers {
-            undo(self.empty(container, Instant::now() + KILL_DEADLINE).await);
+            undo(empty(container, Instant::now() + KILL_DEADLINE).await);
         }
         let mut storage = self.storage();
         for container in &containers {
             undo(storage.remove_rootfs(&container.rootfs));
         }
+    }
+}
+
+/// Kills what is left in the container's cgroup and waits until it has gone.
+async fn empty(container: &Container, deadline: Instant) -> Result<()> {
+    match timeout_at(deadline, container.cgroup.clear()).await {
+        Ok(cleared) => cleared,
+        Err(_) => Err(Error::system(
+            format!(
+                "end the processes {:?} of container {:?}",
+                container.cgroup.processes()?,
+                container.id
+            ),
+            std::io::Error::from_raw_os_error(libc::EBUSY),
+        )),
     }
 }
 

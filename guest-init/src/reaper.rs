@@ -13,7 +13,7 @@ use rustix::{
     io::Errno,
     process::{Pid, WaitOptions, WaitStatus},
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::{boot::clock, stream::Stream, sys};
 
@@ -33,7 +33,6 @@ const SIGNAL_BYTES: usize = 128;
 #[derive(Debug, Clone)]
 pub struct Reaper {
     watched: Arc<Mutex<HashMap<i32, oneshot::Sender<Exit>>>>,
-    reaped: watch::Sender<()>,
 }
 
 impl Reaper {
@@ -45,7 +44,6 @@ impl Reaper {
         let signals = Stream::new(sys::signal::child_signal_fd()?)?;
         let reaper = Self {
             watched: Arc::default(),
-            reaped: watch::Sender::new(()),
         };
         let task = reaper.clone();
         tokio::spawn(async move {
@@ -71,12 +69,6 @@ impl Reaper {
         receiver
     }
 
-    /// Changes whenever a child was reaped, whoever it was.
-    #[must_use]
-    pub fn reaped(&self) -> watch::Receiver<()> {
-        self.reaped.subscribe()
-    }
-
     fn reap(&self) {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
@@ -94,7 +86,6 @@ impl Reaper {
             .lock()
             .expect("no panic while held")
             .remove(&pid.as_raw_nonzero().get());
-        self.reaped.send_replace(());
         if let Some(sender) = sender {
             // Nobody waits any more: fine.
             let _ = sender.send(Exit {

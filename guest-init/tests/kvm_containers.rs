@@ -43,6 +43,7 @@ fn the_guest_does_what_it_must() {
             a_terminal_is_a_terminal,
             daemons_do_not_hold_up_the_end,
             a_shared_pid_namespace_is_cleared_with_its_container,
+            containers_share_their_processes_when_they_are_to,
             wrong_requests_leave_nothing,
             a_filter_of_the_specification_wins,
             counters_count,

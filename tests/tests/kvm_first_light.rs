@@ -69,6 +69,9 @@ fn main() -> ExitCode {
         network::{
             groups_are_reached_as_they_are_allowed,
         },
+        processes::{
+            containers_share_processes_with_each_other_and_clones_do,
+        },
         recovery::{
             a_killed_agent_finds_its_groups_as_they_were,
         },

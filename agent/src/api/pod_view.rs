@@ -256,6 +256,7 @@ fn pod_spec(spec: &GroupSpec, node_name: &str) -> PodSpec {
         hostname: Some(spec.hostname.clone()),
         subdomain: spec.network.subdomain.clone(),
         set_hostname_as_fqdn: spec.network.hostname_is_fqdn.then_some(true),
+        share_process_namespace: spec.share_process_namespace.then_some(true),
         dns_policy: Some(if spec.dns.is_some() { "None" } else { "Default" }.into()),
         dns_config: spec.dns.as_ref().map(dns),
         host_aliases: (!aliases.is_empty()).then_some(aliases),
@@ -562,6 +563,7 @@ spec:
   setHostnameAsFQDN: true
   dnsPolicy: None
   dnsConfig: {nameservers: [1.1.1.1], options: [{name: ndots, value: '2'}]}
+  shareProcessNamespace: true
   securityContext: {sysctls: [{name: net.core.somaxconn, value: '9'}]}
   volumes: [{name: v, emptyDir: {medium: Memory, sizeLimit: 64Mi}}]
   containers:

@@ -45,6 +45,9 @@ pub struct GroupSpec {
     pub active_deadline_seconds: Option<u64>,
     /// Credentials for pulling.
     pub registry_credentials: Vec<RegistryCredential>,
+    /// Its containers see and signal each other's processes.
+    #[serde(default)]
+    pub share_process_namespace: bool,
     /// Sysctls of the guest.
     pub sysctls: BTreeMap<String, String>,
     /// Group that owns volumes, and that every process has beside its own.
@@ -358,6 +361,7 @@ pub(crate) mod testing {
             termination_grace_period_seconds: 30,
             active_deadline_seconds: None,
             registry_credentials: Vec::new(),
+            share_process_namespace: false,
             sysctls: BTreeMap::new(),
             fs_group: None,
             supplemental_groups: SupplementalGroups::default(),

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | labels, annotations, credentials, restart policy, grace, deadline; a volume is added | nothing is restarted |
 //! | a container that does the group's work; files that it mounts | it ends, and begins anew in the same sandbox |
-//! | one that takes turns (init container, sidecar) | all containers begin anew, in order, in the same sandbox |
+//! | one that takes turns (init container, sidecar); whether processes are shared | all containers begin anew, in order, in the same sandbox |
 //! | the group's size, network, host ports, DNS, hosts, sysctls, host name, `fsGroup`; another volume is changed or removed | all begin anew in a new sandbox |
 //! | name, namespace, disks | refused |
 
@@ -128,6 +128,7 @@ pub fn reach(old: &GroupSpec, new: &GroupSpec) -> Reach {
     let is_changed = |before: &ContainerSpec| {
         container(new, &before.name) != Some(before)
             || old.supplemental_groups != new.supplemental_groups
+            || old.share_process_namespace != new.share_process_namespace
             || before
                 .volume_mounts
                 .iter()
@@ -262,6 +263,7 @@ mod tests {
             Reach::Group,
             "the sidecar has them too"
         );
+        assert_eq!(reached(|new| new.share_process_namespace = true), Reach::Group);
         assert_eq!(
             reached(|new| new.containers[2].image = "other".into()),
             Reach::Group

@@ -472,6 +472,16 @@ fn volume_mounts(
     Ok(mounts)
 }
 
+/// With a path a namespace is the sandbox's: protos/guest.proto, `CreateContainerRequest`.
+fn namespaces(group: &GroupSpec) -> Value {
+    let processes = if group.share_process_namespace {
+        json!({"type": "pid", "path": "/proc/1/ns/pid"})
+    } else {
+        json!({"type": "pid"})
+    };
+    json!([processes, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}])
+}
+
 /// The whole `config.json` of a container.
 ///
 /// # Errors
@@ -559,7 +569,7 @@ pub fn container_spec(
         "linux": {
             "resources": resources,
             "cgroupsPath": format!("/{container_id}"),
-            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}],
+            "namespaces": namespaces(group),
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
         },
@@ -686,6 +696,18 @@ mod tests {
         }];
         let error = environment(&group, &group.containers[0], &[], &facts()).unwrap_err();
         assert!(error.message.contains("status.nope"), "{error}");
+    }
+
+    #[test]
+    fn processes_are_a_containers_own_unless_the_group_shares_them() {
+        let mut group = testing::group("g", 1);
+        let build = |group: &GroupSpec| {
+            let spec = container_spec(group, &group.containers[0], "c", &resolved(&["x"]), &facts()).unwrap();
+            serde_json::to_value(&spec).unwrap()["linux"]["namespaces"][0].clone()
+        };
+        assert_eq!(build(&group), json!({"type": "pid"}));
+        group.share_process_namespace = true;
+        assert_eq!(build(&group), json!({"type": "pid", "path": "/proc/1/ns/pid"}));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! cgroup v2: one group for the guest init, one per container.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
@@ -14,6 +15,7 @@ use crate::{
         spec::{Resources, Throttle},
     },
     error::{Context, Error, Result},
+    sys,
 };
 
 /// Controllers handed down to containers, where the kernel has them.
@@ -118,6 +120,14 @@ impl Cgroup {
             .context(|| format!("kill all in cgroup {}", self.path.display()))
     }
 
+    /// Kills every process in the group and waits until all have gone.
+    ///
+    /// # Errors
+    /// When the group has gone.
+    pub async fn clear(&self) -> Result<()> {
+        order(&self.path, "cgroup.kill", ("populated", 0)).await
+    }
+
     /// The processes in the group.
     ///
     /// # Errors
@@ -155,6 +165,28 @@ impl Cgroup {
     /// When processes are in it.
     pub fn remove(&self) -> Result<()> {
         remove_tree(&self.path).context(|| format!("remove cgroup {}", self.path.display()))
+    }
+}
+
+/// Writes `1` to the file `order` of the group at `directory`, and waits until its `cgroup.events` has this key and value.
+///
+/// # Errors
+/// When the group has gone.
+pub async fn order(directory: &Path, order: &str, (key, value): (&str, u64)) -> Result<()> {
+    let action = || format!("write to {order} of cgroup {}", directory.display());
+    // Opened before the order: each change after this is told.
+    let mut events = File::open(directory.join("cgroup.events")).context(action)?;
+    let changes = sys::poll::watch_priority(events.try_clone().context(action)?.into()).context(action)?;
+    fs::write(directory.join(order), "1").context(action)?;
+    loop {
+        let mut text = String::new();
+        events.seek(SeekFrom::Start(0)).context(action)?;
+        events.read_to_string(&mut text).context(action)?;
+        if value_of(&text, key) == value {
+            return Ok(());
+        }
+        let changed = changes.ready(tokio::io::Interest::PRIORITY).await;
+        changed.context(action)?.clear_ready();
     }
 }
 

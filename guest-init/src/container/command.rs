@@ -55,7 +55,7 @@ impl Container {
     /// `FailedPrecondition` when the container does not run; why the command could not be run.
     pub async fn run_command(&self, reaper: &Reaper, command: &[String]) -> Result<Output> {
         let init = self.process("")?;
-        let (pid, pidfd) = init.running()?;
+        let (_, pidfd) = init.running()?;
         let process = spec::Process {
             args: command.to_vec(),
             terminal: false,
@@ -70,7 +70,7 @@ impl Container {
             let stdio = Stdio::Streams([null, write, error]);
             let (ours, theirs) = process::report_channel()?;
             let program = plan::exec(&self.spec, &process, &init.identity, Arc::clone(&pidfd), stdio)?;
-            let child = self.spawn_beside(pid, &program, &theirs)?;
+            let child = self.spawn_beside(&pidfd, 0, &program, &theirs)?;
             (program, ours, child)
         };
         let exit = reaper.watch(child.pid);

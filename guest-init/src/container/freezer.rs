@@ -1,18 +1,12 @@
 //! Stops all containers at once (cgroup v2, "cgroup.freeze").
 
-use std::{
-    fs::{self, File},
-    io::{self, Read, Seek, SeekFrom},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use tokio::time::timeout;
 
 use crate::{
-    container::cgroup::value_of,
+    container::cgroup::order,
     error::{Context, Error, ErrorKind, Result},
-    sys,
 };
 
 /// How long processes may take to stand still: one in the middle of disk input stops only after it.
@@ -36,8 +30,8 @@ impl Freezer {
     /// # Errors
     /// `DeadlineExceeded` when some do not; all run again then.
     pub async fn freeze(&self) -> Result<()> {
-        let result = match timeout(DEADLINE, self.freeze_and_wait()).await {
-            Ok(result) => result.context(|| format!("freeze cgroup {}", self.directory.display())),
+        let result = match timeout(DEADLINE, order(&self.directory, "cgroup.freeze", ("frozen", 1))).await {
+            Ok(result) => result,
             Err(_) => Err(Error::new(
                 ErrorKind::DeadlineExceeded,
                 format!("some processes do not stand still within {DEADLINE:?}"),
@@ -49,22 +43,6 @@ impl Freezer {
             crate::log::failure("undo a freeze", &error);
         }
         result
-    }
-
-    async fn freeze_and_wait(&self) -> io::Result<()> {
-        // Opened before the order: each change after this is told.
-        let mut events = File::open(self.directory.join("cgroup.events"))?;
-        let changes = sys::poll::watch_priority(events.try_clone()?.into())?;
-        fs::write(self.directory.join("cgroup.freeze"), "1")?;
-        loop {
-            let mut text = String::new();
-            events.seek(SeekFrom::Start(0))?;
-            events.read_to_string(&mut text)?;
-            if value_of(&text, "frozen") == 1 {
-                return Ok(());
-            }
-            changes.ready(tokio::io::Interest::PRIORITY).await?.clear_ready();
-        }
     }
 
     /// Lets all processes run.

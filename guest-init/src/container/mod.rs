@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod command;
 pub mod freezer;
 pub mod mounts;
+pub mod pause;
 pub mod plan;
 pub mod process;
 pub mod program;
@@ -30,7 +31,8 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid, makedev};
 
 use self::{
     cgroup::Cgroup,
-    plan::{Places, Stdio},
+    pause::Pause,
+    plan::{Places, Processes, Stdio},
     process::{Ended, Process, State},
     program::Program,
     stdio::Hold,
@@ -182,7 +184,13 @@ impl Container {
     ///
     /// # Errors
     /// As [`Process::finish_start`]; `FailedPrecondition` when it was started before or the container does not run.
-    pub async fn start(self: &Arc<Self>, exec_id: &str, reaper: &Reaper, hold: &Hold) -> Result<u32> {
+    pub async fn start(
+        self: &Arc<Self>,
+        exec_id: &str,
+        reaper: &Reaper,
+        hold: &Hold,
+        pause: &Pause,
+    ) -> Result<u32> {
         let process = self.process(exec_id)?;
         let is_init = exec_id.is_empty();
         // Looked up first: without a running init an exec stays as it is.
@@ -191,6 +199,11 @@ impl Container {
         } else {
             Some(self.init()?.running()?)
         };
+        let shared = if is_init && plan::processes(&self.spec) == Processes::Shared {
+            Some(pause.process(reaper, &self.places.rootfs).await?)
+        } else {
+            None
+        };
         let (stdio, ends) = process.begin_start(hold)?;
         let oom_kills_before = self.cgroup.oom_kills();
         let begun = (|| {
@@ -198,13 +211,17 @@ impl Container {
             let (program, child) = match &init {
                 None => {
                     let program = self.plan_init(&process.identity, stdio)?;
-                    let child = self.spawn(plan::namespaces(&self.spec)?, &program, &theirs)?;
+                    let namespaces = plan::namespaces(&self.spec)?;
+                    let child = match &shared {
+                        None => self.spawn(namespaces, &program, &theirs)?,
+                        Some(pause) => self.spawn_beside(pause, namespaces, &program, &theirs)?,
+                    };
                     (program, child)
                 }
-                Some((pid, pidfd)) => {
-                    let pidfd = Arc::clone(pidfd);
-                    let program = plan::exec(&self.spec, &process.spec, &process.identity, pidfd, stdio)?;
-                    let child = self.spawn_beside(*pid, &program, &theirs)?;
+                Some((_, pidfd)) => {
+                    let init = Arc::clone(pidfd);
+                    let program = plan::exec(&self.spec, &process.spec, &process.identity, init, stdio)?;
+                    let child = self.spawn_beside(pidfd, 0, &program, &theirs)?;
                     (program, child)
                 }
             };
@@ -292,18 +309,22 @@ impl Container {
 
     fn spawn(&self, namespaces: i32, program: &Program, report: &OwnedFd) -> Result<sys::clone::Child> {
         let cgroup = self.cgroup.open()?;
-        sys::clone::spawn(namespaces, cgroup.as_fd(), || program.run(report.as_fd()))
+        sys::clone::spawn(namespaces, Some(cgroup.as_fd()), || program.run(report.as_fd()))
             .context(|| format!("make a process of container {:?}", self.id))
     }
 
-    /// Makes the child in the PID namespace of the container's init `pid`.
-    fn spawn_beside(&self, pid: u32, program: &Program, report: &OwnedFd) -> Result<sys::clone::Child> {
-        let open = |path: &str| File::open(path).context(|| format!("open {path}"));
-        let own = open("/proc/self/ns/pid")?;
-        let theirs = open(&format!("/proc/{pid}/ns/pid"))?;
-        sys::namespace::join(theirs.as_fd(), libc::CLONE_NEWPID)
+    /// Makes the child in the PID namespace of the process `beside`.
+    fn spawn_beside(
+        &self,
+        beside: &OwnedFd,
+        namespaces: i32,
+        program: &Program,
+        report: &OwnedFd,
+    ) -> Result<sys::clone::Child> {
+        let own = File::open("/proc/self/ns/pid").context(|| "open /proc/self/ns/pid")?;
+        sys::namespace::join(beside.as_fd(), libc::CLONE_NEWPID)
             .context(|| "join the container's PID namespace")?;
-        let child = self.spawn(0, program, report);
+        let child = self.spawn(namespaces, program, report);
         sys::namespace::join(own.as_fd(), libc::CLONE_NEWPID)
             .context(|| "return to the guest's PID namespace")?;
         child

@@ -61,16 +61,45 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Most directories of `PATH` that are looked at.
 const MAX_PATH_DIRECTORIES: usize = 64;
 
+/// Which process namespace a container has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Processes {
+    /// Its own.
+    Own,
+    /// That of all containers that share theirs, whose first process is a [`Pause`](super::pause::Pause).
+    Shared,
+    /// The guest's, whose first process is the guest init.
+    Guests,
+}
+
+/// The process namespace that the specification asks for: without a path the container's own, with one the shared one, as
+/// the path of a sandbox's namespace is given; none is the guest's, as it is the host's in the runtime specification.
+#[must_use]
+pub fn processes(spec: &spec::Spec) -> Processes {
+    let namespace = spec
+        .linux
+        .namespaces
+        .iter()
+        .find(|namespace| namespace.kind == "pid");
+    match namespace {
+        Some(namespace) if namespace.path.is_empty() => Processes::Own,
+        Some(_) => Processes::Shared,
+        None => Processes::Guests,
+    }
+}
+
 /// The `CLONE_NEW*` flags for a container's init. The network and IPC namespaces are the sandbox's always, mount and
-/// cgroup the container's own always; PID and UTS are its own when given without a path.
+/// cgroup the container's own always; UTS is its own when given without a path, PID as [`processes`] says.
 ///
 /// # Errors
 /// `InvalidArgument` for user and time namespaces, which the guest does not have.
 pub fn namespaces(spec: &spec::Spec) -> Result<i32> {
     let mut flags = libc::CLONE_NEWNS;
+    if processes(spec) == Processes::Own {
+        flags |= libc::CLONE_NEWPID;
+    }
     for (index, namespace) in spec.linux.namespaces.iter().enumerate() {
         match namespace.kind.as_str() {
-            "pid" if namespace.path.is_empty() => flags |= libc::CLONE_NEWPID,
             "uts" if namespace.path.is_empty() => flags |= libc::CLONE_NEWUTS,
             "pid" | "uts" | "network" | "ipc" | "mount" | "cgroup" => {}
             other => {
@@ -441,7 +470,7 @@ fn c_string(field: &str, text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::invalid(format!("{field}: {text:?} has a NUL byte")))
 }
 
-fn c_path(path: &Path) -> Result<CString> {
+pub(super) fn c_path(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_encoded_bytes())
         .map_err(|_| Error::invalid(format!("{}: the path has a NUL byte", path.display())))
 }

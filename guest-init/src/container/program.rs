@@ -96,6 +96,11 @@ pub enum Step {
         /// Where the guest init has mounted it.
         path: CString,
     },
+    /// Takes a new, empty directory that nobody can write to as the root.
+    EmptyRoot {
+        /// A directory to put it on.
+        at: CString,
+    },
     /// Mounts a file system of the kernel's.
     Mount {
         /// Where.
@@ -208,6 +213,8 @@ pub enum Step {
         /// In order.
         filter: Vec<sock_filter>,
     },
+    /// Runs no program: does nothing for ever.
+    Pause,
     /// Runs the program.
     Execute {
         /// Paths to try in order.
@@ -413,6 +420,20 @@ impl Step {
                 state.root = Some(fs::open(path.as_c_str(), flags, Mode::empty())?);
                 Ok(())
             }
+            Self::EmptyRoot { at } => {
+                let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+                    | MountAttrFlags::MOUNT_ATTR_NOSUID
+                    | MountAttrFlags::MOUNT_ATTR_NODEV
+                    | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+                let mount = new_file_system(c"tmpfs", &[], attributes)?;
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                attach(
+                    mount.as_fd(),
+                    fs::open(at.as_c_str(), flags, Mode::empty())?.as_fd(),
+                )?;
+                state.root = Some(mount);
+                Ok(())
+            }
             Self::Mount {
                 target,
                 kind,
@@ -532,6 +553,12 @@ impl Step {
             }
             Self::NoNewPrivileges => thread::set_no_new_privs(true),
             Self::Seccomp { filter } => sys::seccomp::install(filter).map_err(errno),
+            Self::Pause => {
+                thread::set_name(c"pause")?;
+                // The report channel too: this has succeeded.
+                sys::namespace::close_all().map_err(errno)?;
+                sys::signal::rest()
+            }
             Self::Execute { candidates, image } => execute(candidates, image),
         }
     }
@@ -614,6 +641,7 @@ impl fmt::Display for Step {
             Self::JoinContainer { .. } => f.write_str("join the namespaces of the container's init"),
             Self::PrivateMounts => f.write_str("make all mounts private"),
             Self::OpenRoot { path } => write!(f, "open the root file system {}", text(path)),
+            Self::EmptyRoot { at } => write!(f, "mount an empty root at {}", text(at)),
             Self::Mount { target, kind, .. } => write!(f, "mount {} at {}", text(kind), in_root(target)),
             Self::Bind { source, target, .. } => write!(f, "bind {} to {}", text(source), in_root(target)),
             Self::Symlink { directory, name, .. } => {
@@ -637,6 +665,7 @@ impl fmt::Display for Step {
             Self::SetCapabilities { .. } => f.write_str("set capabilities"),
             Self::NoNewPrivileges => f.write_str("set no_new_privs"),
             Self::Seccomp { .. } => f.write_str("install the system call filter"),
+            Self::Pause => f.write_str("rest"),
             Self::Execute { candidates, .. } => match candidates.as_slice() {
                 [path] => write!(f, "execute {}", text(path)),
                 [path, ..] => {

@@ -14,7 +14,7 @@ pub struct Child {
     pub pidfd: OwnedFd,
 }
 
-/// Makes a child that runs `program` and never returns. `namespaces` are `CLONE_NEW*` flags.
+/// Makes a child that runs `program` and never returns, in `cgroup` or the caller's. `namespaces` are `CLONE_NEW*` flags.
 ///
 /// The child has a copy of the caller's memory and descriptors. `program` must not allocate, take locks or unwind:
 /// another thread may have held the allocator's lock when the memory was copied.
@@ -23,17 +23,20 @@ pub struct Child {
 /// What `clone3` answers; nothing was made then.
 pub fn spawn(
     namespaces: libc::c_int,
-    cgroup: BorrowedFd<'_>,
+    cgroup: Option<BorrowedFd<'_>>,
     program: impl FnOnce() -> i32,
 ) -> io::Result<Child> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain integers; all zeroes is the documented default.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     let flags = libc::CLONE_PIDFD | namespaces;
-    arguments.flags = u64::from(flags.cast_unsigned()) | CLONE_INTO_CGROUP;
+    arguments.flags = u64::from(flags.cast_unsigned());
     arguments.pidfd = (&raw mut pidfd).addr() as u64;
     arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
-    arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
     // SAFETY: without CLONE_VM the child works on a copy of this memory and stack, so both sides may go on from here;
     // `arguments` is live and of the size given, `pidfd` is writable.
     let pid = unsafe {

@@ -277,6 +277,74 @@ pub(crate) async fn a_shared_pid_namespace_is_cleared_with_its_container(guest: 
     guest.delete("c1", "").await.unwrap();
 }
 
+/// Prints the ids of the processes with this command line.
+const FIND: &str = "for p in /proc/[0-9]*; do [ \"$(tr '\\0' ' ' 2>/dev/null <$p/cmdline)\" = \"$1 \" ] && echo ${p#/proc/}; done";
+
+pub(crate) async fn containers_share_their_processes_when_they_are_to(guest: &Guest) {
+    let shared = |args: &[&str]| {
+        let mut spec = spec(args);
+        spec["linux"]["namespaces"] = json!([{"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "mount"}]);
+        spec
+    };
+    let find = |what: &str| format!("set -- '{what}'; {FIND}");
+    // An orphan that goes on, and one that has ended before its parent: neither is anybody's here.
+    let busy = "(sleep 2222 &); (sh -c 'true & sleep 0.1' &); exec sleep 1111";
+    guest.create("c1", &shared(&["sh", "-c", busy])).await.unwrap();
+    guest.create("c2", &shared(&["sleep", "3333"])).await.unwrap();
+    guest.start("c1", "").await.unwrap();
+    guest.start("c2", "").await.unwrap();
+    assert_eq!(
+        guest
+            .exec("c2", "cat /proc/1/comm; ls /proc/1/root 2>&1 | grep -c denied")
+            .await,
+        "pause\n1\n"
+    );
+    let seen = |what: &str| {
+        format!(
+            "while [ -z \"$({})\" ]; do sleep 0.05; done; echo seen",
+            find(what)
+        )
+    };
+    for (container, others) in [("c1", "sleep 3333"), ("c2", "sleep 1111"), ("c2", "sleep 2222")] {
+        assert_eq!(guest.exec(container, &seen(others)).await, "seen\n");
+    }
+    // Signals go from one to the other; what is not a container's main process is nobody's end.
+    let kill = |what: &str| format!("kill $({})", find(what));
+    let gone = |what: &str| {
+        format!(
+            "while [ -n \"$({})\" ]; do sleep 0.05; done; echo gone",
+            find(what)
+        )
+    };
+    guest.exec("c2", &kill("sleep 2222")).await;
+    assert_eq!(guest.exec("c2", &gone("sleep 2222")).await, "gone\n");
+    let zombies = "while grep -qs '^State:.Z' /proc/[0-9]*/status; do sleep 0.05; done; kill -9 1; kill -15 1; echo none";
+    assert_eq!(guest.exec("c2", zombies).await, "none\n");
+    // One ends with all that it has made, the other goes on, and the next run joins it.
+    guest
+        .create_process(
+            "c1",
+            "e",
+            &json!({"args": ["sh", "-c", "sleep 4444 & exit"], "cwd": "/", "env": ["PATH=/bin"]}),
+        )
+        .await
+        .unwrap();
+    guest.start("c1", "e").await.unwrap();
+    assert_eq!(guest.wait("c1", "e").await.unwrap().exit_status, 0);
+    assert_eq!(guest.exec("c2", &seen("sleep 4444")).await, "seen\n");
+    guest.exec("c2", &kill("sleep 1111")).await;
+    assert_eq!(guest.wait("c1", "").await.unwrap().exit_status, 143);
+    guest.delete("c1", "").await.unwrap();
+    assert_eq!(guest.exec("c2", &find("sleep 4444")).await, "");
+    assert_eq!(guest.pids("c2").await.len(), 1);
+    guest.create("c1", &shared(&["sleep", "5555"])).await.unwrap();
+    guest.start("c1", "").await.unwrap();
+    assert_eq!(guest.exec("c2", &seen("sleep 5555")).await, "seen\n");
+    // A container of its own sees nothing of them.
+    let own = format!("set -- 'sleep 3333'; {FIND}; cat /proc/1/comm; true");
+    assert_eq!(guest.run_to_end("c0", &spec(&["sh", "-c", &own])).await.1, "sh\n");
+}
+
 pub(crate) async fn wrong_requests_leave_nothing(guest: &Guest) {
     for (change, named) in [
         (json!({"process": null}), "process"),

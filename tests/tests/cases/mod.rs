@@ -9,6 +9,7 @@ pub(crate) mod life;
 pub(crate) mod lifecycle;
 pub(crate) mod network;
 pub(crate) mod nfs;
+pub(crate) mod processes;
 pub(crate) mod recovery;
 pub(crate) mod refusals;
 pub(crate) mod standby;

@@ -134,6 +134,7 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
         egress_bits: read_bandwidth(&reader, "EgressBandwidth"),
         ..NetworkSpec::default()
     };
+    let share_process_namespace = reader.flag("ShareProcessNamespace").unwrap_or(false);
     let active_deadline_seconds = reader.number("ActiveDeadlineSeconds", 1..=validate::MAX_DEADLINE_SECONDS);
 
     let mut violations = found.take();
@@ -164,6 +165,7 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
         termination_grace_period_seconds: grace,
         active_deadline_seconds,
         registry_credentials,
+        share_process_namespace,
         sysctls,
         fs_group: None,
         supplemental_groups: SupplementalGroups::default(),
@@ -210,12 +212,7 @@ fn refuse_unsupported(reader: &Reader<'_>) {
     ] {
         reader.refuse(field, instead);
     }
-    for field in [
-        "AutoCreateEip",
-        "FixedIp",
-        "ShareProcessNamespace",
-        "Ipv6GatewayBandwidthEnable",
-    ] {
+    for field in ["AutoCreateEip", "FixedIp", "Ipv6GatewayBandwidthEnable"] {
         if reader.flag(field) == Some(true) {
             reader.note(ViolationKind::Unsupported, field, "true", NOT_YET);
         }

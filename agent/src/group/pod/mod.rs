@@ -180,11 +180,6 @@ fn convert(
         "spec.hostnameOverride",
         "not supported; set spec.hostname",
     );
-    refuse(
-        share_process_namespace == Some(true),
-        "spec.shareProcessNamespace",
-        "not supported yet; each container sees its own processes",
-    );
     let mut restrict = |refused: bool, field: &str, instead: &str| {
         if refused {
             found.add(ViolationKind::Restricted, field, "true", instead);
@@ -294,6 +289,7 @@ fn convert(
         termination_grace_period_seconds: grace.try_into().unwrap_or(0),
         active_deadline_seconds,
         registry_credentials: Vec::new(),
+        share_process_namespace: share_process_namespace.unwrap_or(false),
         sysctls: security
             .sysctls
             .unwrap_or_default()

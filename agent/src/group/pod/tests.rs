@@ -49,6 +49,7 @@ spec:
   hostAliases: [{ip: 10.0.0.1, hostnames: [db]}]
   dnsPolicy: None
   dnsConfig: {nameservers: [1.1.1.1], searches: [a.b], options: [{name: ndots, value: '2'}, {name: edns0}]}
+  shareProcessNamespace: true
   securityContext: {runAsUser: 1000, sysctls: [{name: net.core.somaxconn, value: '1024'}]}
   volumes:
   - {name: scratch, emptyDir: {medium: Memory, sizeLimit: 64Mi}}
@@ -83,6 +84,7 @@ spec:
     assert_eq!(spec.termination_grace_period_seconds, 5);
     assert_eq!(spec.dns.as_ref().unwrap().options, ["ndots:2", "edns0"]);
     assert_eq!(spec.sysctls["net.core.somaxconn"], "1024");
+    assert!(spec.share_process_namespace);
     // 0.1 + 1 vCPU, 128 MiB + 2 GiB: raised to 2 vCPU and 4 GiB.
     assert_eq!((spec.size.cpu_milli, spec.size.memory_bytes), (2000, 4 << 30));
     let main = &spec.containers[0];
@@ -360,10 +362,6 @@ fn wrong_values_name_field_and_what_is_valid() {
             "spec.terminationGracePeriodSeconds: \"-1\"",
         ),
         ("  hostname: A_b", "spec.hostname: \"A_b\""),
-        (
-            "  shareProcessNamespace: true",
-            "spec.shareProcessNamespace: not supported yet",
-        ),
         (
             "  activeDeadlineSeconds: 0",
             "spec.activeDeadlineSeconds: \"0\": valid: 1 to 2147483647",
