@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    group::validate,
+    group::{rules::Allow, validate},
     image::ImageConfig,
     network::security::{self, SecurityGroup},
 };
@@ -99,6 +99,8 @@ pub struct Config {
     pub image: ImageConfig,
     /// Admission of groups.
     pub capacity: CapacityConfig,
+    /// What groups may have that is refused by default.
+    pub allow: Allow,
     /// Port 111, the ECI OpenAPI.
     pub eci: EciConfig,
     /// Port 10250, the kubelet API.
@@ -287,6 +289,7 @@ impl Default for Config {
             network: NetworkConfig::default(),
             image: ImageConfig::default(),
             capacity: CapacityConfig::default(),
+            allow: Allow::default(),
             eci: EciConfig::default(),
             kubelet: KubeletConfig::default(),
             readonly: ReadonlyConfig::default(),
@@ -524,6 +527,7 @@ impl Config {
             return field("network.mtu", self.network.mtu.to_string(), "give 576 to 9216");
         }
         security::check(&self.security_group)?;
+        self.allow.check()?;
         for (name, value) in [
             ("capacity.cpu_overcommit", self.capacity.cpu_overcommit),
             ("capacity.memory_overcommit", self.capacity.memory_overcommit),
@@ -655,6 +659,23 @@ mod tests {
         let error = Config::parse("[network]\nbrigde = 'x'", "test", env(&[])).unwrap_err();
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(cause.contains("brigde"), "{cause}");
+    }
+
+    #[test]
+    fn what_is_allowed_is_checked() {
+        let config = Config::parse(
+            "[allow]\nunsafe_sysctls = ['net.*', 'vm.max_map_count']",
+            "test",
+            env(&[]),
+        );
+        assert_eq!(config.unwrap().allow.unsafe_sysctls.len(), 2);
+        let error = Config::parse("[allow]\nunsafe_sysctls = ['net.*', '../x']", "test", env(&[]));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("allow.unsafe_sysctls is ../x")
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
     error::Result,
     group::{
         disk::DiskId,
+        rules::Rules,
         spec::{GroupSpec, ImagePullPolicy, RegistryCredential},
         status::{Group, GroupId},
     },
@@ -22,6 +23,8 @@ use crate::{
 /// The engine behind all doors.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
+    /// What groups are held against before they come here.
+    fn rules(&self) -> &Rules;
     /// Accepts a checked group; it is durable when this returns, and starts in the background.
     ///
     /// With a `client_token` seen before, returns the group of that time.

@@ -3,7 +3,7 @@
 
 pub use crate::api::eci::fuzz::{eci_signature, http1_requests};
 use crate::group::eci::params::Params;
-use crate::group::size::SizeTable;
+use crate::group::rules::Rules;
 use crate::group::{eci, pod, validate};
 pub use crate::image::fuzz::{layer_archive, registry_documents};
 pub use crate::logs::fuzz::cri_log;
@@ -31,7 +31,7 @@ pub fn eci_query(data: &[u8]) {
         return;
     };
     params.fingerprint(&["ClientToken"]);
-    if let Ok(group) = eci::to_group(&params, &SizeTable::default()) {
+    if let Ok(group) = eci::to_group(&params, &Rules::default()) {
         assert_eq!(validate::validate(&group).0, [], "accepted although not valid");
     }
 }
@@ -46,7 +46,7 @@ pub fn pod_manifest(data: &[u8]) {
     };
     match pod::parse_manifest(text) {
         Ok(manifest) => {
-            if let Ok(group) = pod::to_group(manifest, &SizeTable::default()) {
+            if let Ok(group) = pod::to_group(manifest, &Rules::default()) {
                 assert_eq!(validate::validate(&group).0, [], "accepted although not valid");
             }
         }

@@ -42,6 +42,8 @@ use crate::{
         disk::DiskId,
         driver::{Driver, GroupHandle, Published},
         images::Images,
+        rules::Rules,
+        size::SizeTable,
         spec::{Door, GroupSpec, ImagePullPolicy, RegistryCredential, Size},
         status::{ContainerState, Group, GroupId, GroupStatus},
         view,
@@ -66,6 +68,7 @@ use crate::{
 pub struct Host {
     parts: Arc<HostParts>,
     capacity: HostCapacity,
+    rules: Rules,
     started_at_ms: u64,
     groups: Arc<Mutex<BTreeMap<GroupId, GroupHandle>>>,
     /// One acceptance at a time: names, tokens and capacity are checked and taken as one step.
@@ -115,6 +118,10 @@ impl Host {
         let capacity = stats::host_capacity()?;
         let n_starts = concurrent_starts(config.sandbox.max_concurrent_starts, capacity.n_cpus);
         let disks = Disks::open(config.state_dir.join("disks"))?;
+        let rules = Rules {
+            sizes: SizeTable::default(),
+            allow: config.allow.clone(),
+        };
         let parts = Arc::new(HostParts {
             disks,
             starts: Semaphore::new(n_starts),
@@ -133,6 +140,7 @@ impl Host {
         let host = Self {
             keeper: tokio::spawn(standby::keep(Arc::clone(&parts))).abort_handle(),
             capacity,
+            rules,
             parts,
             started_at_ms: now_ms(),
             groups: Arc::default(),
@@ -416,6 +424,10 @@ fn container_index(group: &Group, name: Option<&str>) -> Result<usize> {
 
 #[async_trait]
 impl Engine for Host {
+    fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     async fn create(&self, spec: GroupSpec, client_token: Option<String>) -> Result<GroupId> {
         self.accept(spec, client_token, None).await
     }

@@ -27,7 +27,7 @@ use crate::{
         conditions,
         disk::DiskId,
         network, pod,
-        size::SizeTable,
+        rules::Rules,
         spec::{GroupSpec, ImagePullPolicy, RegistryCredential},
         status::{ContainerState, ContainerStatus, Event, EventKind, Group, GroupId, GroupStatus, Phase},
         violation::{ViolationKind, Violations},
@@ -41,7 +41,7 @@ pub(crate) fn group(id: &str, name: &str, namespace: &str) -> Group {
         "{{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{{\"name\":{name:?},\"namespace\":{namespace:?},\
          \"labels\":{{\"app\":\"web\"}}}},\"spec\":{{\"containers\":[{{\"name\":\"c\",\"image\":\"busybox\"}}]}}}}"
     );
-    let spec = pod::to_group(pod::parse_manifest(&text).unwrap(), &SizeTable::default()).unwrap();
+    let spec = pod::to_group(pod::parse_manifest(&text).unwrap(), &Rules::default()).unwrap();
     running(GroupId::parse(id).unwrap(), spec, 1_767_225_600_000)
 }
 
@@ -103,6 +103,7 @@ pub(crate) struct FakeEngine {
     groups: watch::Sender<Vec<Group>>,
     tokens: Mutex<BTreeMap<String, (GroupSpec, GroupId)>>,
     calls: Mutex<Vec<String>>,
+    rules: Rules,
 }
 
 impl FakeEngine {
@@ -111,6 +112,7 @@ impl FakeEngine {
             groups: watch::Sender::new(groups),
             tokens: Mutex::default(),
             calls: Mutex::default(),
+            rules: Rules::default(),
         }
     }
 
@@ -186,6 +188,10 @@ async fn play(
 
 #[async_trait]
 impl Engine for FakeEngine {
+    fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     async fn create(&self, spec: GroupSpec, client_token: Option<String>) -> Result<GroupId> {
         self.record(format!("create {}", spec.name));
         self.check(&spec).await?;

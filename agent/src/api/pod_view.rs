@@ -495,7 +495,7 @@ mod tests {
     use super::*;
     use crate::{
         api::fake,
-        group::{pod as pod_door, size::SizeTable},
+        group::{pod as pod_door, rules::Rules},
     };
 
     fn web() -> Group {
@@ -564,7 +564,7 @@ spec:
   dnsPolicy: None
   dnsConfig: {nameservers: [1.1.1.1], options: [{name: ndots, value: '2'}]}
   shareProcessNamespace: true
-  securityContext: {sysctls: [{name: net.core.somaxconn, value: '9'}]}
+  securityContext: {sysctls: [{name: net.ipv4.tcp_fin_timeout, value: '9'}]}
   volumes: [{name: v, emptyDir: {medium: Memory, sizeLimit: 64Mi}}]
   containers:
   - name: c
@@ -591,7 +591,7 @@ spec:
   initContainers: [{name: i, image: x}, {name: s, image: y, restartPolicy: Always}]
   containers:",
         );
-        let table = SizeTable::default();
+        let table = Rules::default();
         let spec = pod_door::to_group(pod_door::parse_manifest(text).unwrap(), &table).unwrap();
         let mut group = web();
         group.spec = spec.clone();

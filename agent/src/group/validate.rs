@@ -23,9 +23,6 @@ pub const RESERVED_PORTS: [u16; 4] = [111, 998, 10250, 10255];
 const MAX_CREDENTIALS: usize = 10;
 const MAX_GRACE_SECONDS: u64 = 24 * 3600;
 
-/// Sysctls that belong to the group's own namespaces.
-const SYSCTL_PREFIXES: [&str; 5] = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.", "net."];
-
 const CAPABILITIES: [&str; 42] = [
     "ALL",
     "AUDIT_CONTROL",
@@ -705,22 +702,6 @@ impl Check {
                         "valid: a host name",
                     );
                 }
-            }
-        }
-        for (name, value) in &spec.sysctls {
-            let path = root
-                .field("spec.securityContext.sysctls", "SecurityContext.Sysctl")
-                .key(name);
-            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./".contains(&b);
-            let known = SYSCTL_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-            if !known || name.contains("..") || !name.bytes().all(plain) {
-                self.invalid(
-                    path,
-                    value,
-                    "valid: names beginning with kernel.shm, kernel.msg, kernel.sem, fs.mqueue. or net.",
-                );
-            } else if value.contains(['\n', '\0']) || value.is_empty() {
-                self.invalid(path, value, "valid: one line that is not empty");
             }
         }
     }

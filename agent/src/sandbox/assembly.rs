@@ -13,7 +13,7 @@ use super::{
 use crate::{
     capacity,
     error::{Error, ErrorKind, Result},
-    group::{network, spec::GroupSpec, status::GroupId},
+    group::{network, spec::GroupSpec, status::GroupId, sysctls},
     network::Policy,
     parts::HostParts,
     profile::{self, phase},
@@ -269,7 +269,11 @@ fn introduced(parts: &HostParts, spec: &GroupSpec, machine: SandboxOptions) -> S
                 ..HostAlias::default()
             })
             .collect(),
-        sysctls: spec.sysctls.clone().into_iter().collect(),
+        sysctls: spec
+            .sysctls
+            .iter()
+            .map(|(name, value)| (sysctls::path(name), value.clone()))
+            .collect(),
         ..machine
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     group::{
         eci::{self, params::Params},
         pod,
-        size::SizeTable,
+        rules::Rules,
         spec::GroupSpec,
         status::Group,
     },
@@ -62,7 +62,7 @@ pub(super) async fn create(
     RawQuery(raw): RawQuery,
     body: Bytes,
 ) -> std::result::Result<Response, Refusal> {
-    let spec = parse(&headers, &body)?;
+    let spec = parse(&headers, &body, engine.rules())?;
     let token = Query::parse(raw.as_deref()).get("token").map(str::to_owned);
     let (name, namespace) = (spec.name.clone(), spec.namespace.clone());
     // Names are how people speak of groups here, so they are unique; the ECI door goes by id alone.
@@ -75,11 +75,15 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(Created { id, name, namespace })).into_response())
 }
 
-fn parse(headers: &HeaderMap, body: &[u8]) -> Result<GroupSpec> {
+fn parse(headers: &HeaderMap, body: &[u8], rules: &Rules) -> Result<GroupSpec> {
     let eci = headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(ECI_JSON.as_bytes()));
-    if eci { parse_eci(body) } else { parse_pod(body) }
+    if eci {
+        parse_eci(body, rules)
+    } else {
+        parse_pod(body, rules)
+    }
 }
 
 fn same_name(group: &Group, spec: &GroupSpec) -> bool {
@@ -90,17 +94,17 @@ fn invalid(message: String) -> Error {
     Error::new(ErrorKind::InvalidArgument, message)
 }
 
-fn parse_pod(body: &[u8]) -> Result<GroupSpec> {
+fn parse_pod(body: &[u8], rules: &Rules) -> Result<GroupSpec> {
     let text =
         std::str::from_utf8(body).map_err(|error| invalid(format!("The manifest is not UTF-8: {error}")))?;
     let pod = pod::parse_manifest(text).map_err(|error| invalid(error.to_string()))?;
-    pod::to_group(pod, &SizeTable::default()).map_err(|violations| invalid(violations.to_string()))
+    pod::to_group(pod, rules).map_err(|violations| invalid(violations.to_string()))
 }
 
-fn parse_eci(body: &[u8]) -> Result<GroupSpec> {
+fn parse_eci(body: &[u8], rules: &Rules) -> Result<GroupSpec> {
     let value = serde_json::from_slice(body).map_err(|error| invalid(format!("not valid JSON: {error}")))?;
     let params = Params::from_json(&value).map_err(|error| invalid(error.to_string()))?;
-    eci::to_group(&params, &SizeTable::default()).map_err(|violations| invalid(violations.to_string()))
+    eci::to_group(&params, rules).map_err(|violations| invalid(violations.to_string()))
 }
 
 pub(super) async fn delete(
@@ -160,7 +164,7 @@ pub(super) async fn update(
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
-    let spec = parse(&headers, &body)?;
+    let spec = parse(&headers, &body, engine.rules())?;
     let group = lookup::by_text(engine.as_ref(), &group).await?;
     let changed = engine.update(&group.id, &group.spec, spec).await?;
     json(Ok(Updated {

@@ -39,11 +39,7 @@ use self::{
     signing::Signed,
 };
 use super::listener;
-use crate::{
-    config::EciConfig,
-    engine::Engine,
-    group::{eci::params::Params, size::SizeTable},
-};
+use crate::{config::EciConfig, engine::Engine, group::eci::params::Params};
 
 const VERSION: &str = "2018-08-08";
 const MAX_CONNECTIONS: usize = 512;
@@ -55,7 +51,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) struct EciDoor {
     engine: Arc<dyn Engine>,
     config: EciConfig,
-    sizes: SizeTable,
     nonces: Mutex<Nonces>,
     execs: PendingExecs,
 }
@@ -77,7 +72,6 @@ impl EciDoor {
         Self {
             engine,
             config,
-            sizes: SizeTable::default(),
             nonces: Mutex::default(),
             execs: PendingExecs::default(),
         }

@@ -15,13 +15,15 @@ use super::{
     lifecycle::Role,
     network::{BANDWIDTHS, NetworkSpec},
     pod,
-    size::{SizeTable, Wanted},
+    rules::Rules,
+    size::Wanted,
     spec::{
         ContainerSpec, DnsSpec, Door, EnvValue, EnvVar, GroupSpec, ImagePullPolicy, PortSpec,
         RegistryCredential, RestartPolicy, Size, SupplementalGroups, VolumeMount, VolumeSource, VolumeSpec,
     },
+    sysctls::{self, Given},
     validate,
-    violation::{ViolationKind, Violations},
+    violation::{FieldPath, ViolationKind, Violations},
 };
 
 const NOT_YET: &str = "not supported yet";
@@ -48,7 +50,7 @@ const PROTOCOL: [&str; 14] = [
 ///
 /// # Errors
 /// All mistakes found, each with its field.
-pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violations> {
+pub fn to_group(params: &Params, rules: &Rules) -> Result<GroupSpec, Violations> {
     let found = RefCell::new(Violations::default());
     let reader = Reader::new(params, &found);
     refuse_unsupported(&reader);
@@ -105,10 +107,16 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
             password: item.required("Password"),
         })
         .collect();
-    let mut sysctls = BTreeMap::new();
-    for context in ["SecurityContext", "HostSecurityContext"] {
-        for item in reader.object(context).list("Sysctl") {
-            sysctls.insert(item.required("Name"), item.required("Value"));
+    let mut sysctls = Vec::new();
+    for (context, is_host) in [("SecurityContext", false), ("HostSecurityContext", true)] {
+        let at = FieldPath::new(Door::Eci).field("", context).field("", "Sysctl");
+        for (index, item) in reader.object(context).list("Sysctl").iter().enumerate() {
+            sysctls.push(Given {
+                name: item.text("Name").unwrap_or_default().to_owned(),
+                value: item.text("Value").unwrap_or_default().to_owned(),
+                at: at.item(index),
+                is_host,
+            });
         }
     }
     let restart_policy = reader
@@ -138,7 +146,8 @@ pub fn to_group(params: &Params, table: &SizeTable) -> Result<GroupSpec, Violati
     let active_deadline_seconds = reader.number("ActiveDeadlineSeconds", 1..=validate::MAX_DEADLINE_SECONDS);
 
     let mut violations = found.take();
-    let size = validate::choose_size(Door::Eci, own, &wanted, table, &mut violations);
+    let sysctls = sysctls::accept(sysctls, &rules.allow, &mut violations);
+    let size = validate::choose_size(Door::Eci, own, &wanted, &rules.sizes, &mut violations);
     let containers = containers
         .into_iter()
         .map(|(container, wanted)| ContainerSpec {

@@ -8,7 +8,7 @@ fn group(pairs: &[(&str, &str)]) -> Result<GroupSpec, Violations> {
     ];
     let mut all: BTreeMap<_, _> = base.into_iter().collect();
     all.extend(pairs.iter().copied());
-    to_group(&Params::parse(all).unwrap(), &SizeTable::default())
+    to_group(&Params::parse(all).unwrap(), &Rules::default())
 }
 
 #[test]
@@ -45,6 +45,36 @@ fn init_containers_are_taken_over() {
 }
 
 #[test]
+fn sysctls_are_taken_where_their_kind_belongs() {
+    let spec = group(&[
+        ("ShareProcessNamespace", "true"),
+        ("SecurityContext.Sysctl.1.Name", "net.ipv4.ping_group_range"),
+        ("SecurityContext.Sysctl.1.Value", "0 1"),
+        ("HostSecurityContext.Sysctl.1.Name", "kernel.msgmax"),
+        ("HostSecurityContext.Sysctl.1.Value", "65536"),
+    ])
+    .unwrap();
+    assert!(spec.share_process_namespace);
+    let sysctls: Vec<_> = spec.sysctls.iter().collect();
+    let expected = [("kernel.msgmax", "65536"), ("net.ipv4.ping_group_range", "0 1")];
+    assert_eq!(
+        sysctls,
+        expected
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .each_ref()
+            .map(|(n, v)| (n, v))
+    );
+    refused(
+        &[
+            ("SecurityContext.Sysctl.1.Name", "kernel.msgmax"),
+            ("SecurityContext.Sysctl.1.Value", "65536"),
+        ],
+        ViolationKind::Restricted,
+        "SecurityContext.Sysctl.1.Name: \"kernel.msgmax\": forbidden sysctl: \"kernel.msgmax\" not allowlisted",
+    );
+}
+
+#[test]
 fn probes_and_hooks_are_those_of_the_same_pod() {
     let eci = group(&[
         ("Container.1.LivenessProbe.HttpGet.Port", "80"),
@@ -72,7 +102,7 @@ spec:
     lifecycle: {postStart: {exec: {command: [a]}}, preStop: {httpGet: {port: 81, path: /bye}}}
     terminationMessagePolicy: FallbackToLogsOnError
 ";
-    let pod = pod::to_group(pod::parse_manifest(text).unwrap(), &SizeTable::default()).unwrap();
+    let pod = pod::to_group(pod::parse_manifest(text).unwrap(), &Rules::default()).unwrap();
     assert_eq!(eci.containers[0].lifecycle, pod.containers[0].lifecycle);
 }
 

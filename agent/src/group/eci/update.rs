@@ -1,7 +1,7 @@
 //! The parameters of UpdateContainerGroup, together with those the group was made of, become the group it is to be. Pure.
 
 use super::{Params, to_group};
-use crate::group::{size::SizeTable, spec::GroupSpec, violation::Violations};
+use crate::group::{rules::Rules, spec::GroupSpec, violation::Violations};
 
 /// What is given beside what is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub fn updated(
     group: &GroupSpec,
     given: &Params,
     kind: UpdateType,
-    table: &SizeTable,
+    rules: &Rules,
 ) -> Option<Result<GroupSpec, Violations>> {
     let mut request = group.request.clone()?;
     // A group that was made from another one's snapshot has names of its own.
@@ -55,7 +55,7 @@ pub fn updated(
         UpdateType::Renew => request.replaced_by(&given),
         UpdateType::Incremental => request.merged_with(&given, &KEYS),
     };
-    Some(to_group(&request, table))
+    Some(to_group(&request, rules))
 }
 
 #[cfg(test)]
@@ -80,11 +80,11 @@ mod tests {
             ("Tag.1.Key", "t"),
             ("Tag.1.Value", "1"),
         ]);
-        to_group(&params, &SizeTable::default()).unwrap()
+        to_group(&params, &Rules::default()).unwrap()
     }
 
     fn update(kind: UpdateType, pairs: &[(&str, &str)]) -> Result<GroupSpec, Violations> {
-        updated(&made_of(), &parse(pairs), kind, &SizeTable::default()).unwrap()
+        updated(&made_of(), &parse(pairs), kind, &Rules::default()).unwrap()
     }
 
     fn names(group: &GroupSpec) -> Vec<(&str, &str)> {
@@ -118,7 +118,7 @@ mod tests {
             ..group
         };
         let given = parse(&[("Tag.1.Key", "u")]);
-        let next = updated(&clone, &given, UpdateType::Renew, &SizeTable::default());
+        let next = updated(&clone, &given, UpdateType::Renew, &Rules::default());
         let next = next.unwrap().unwrap();
         assert_eq!(
             (next.name.as_str(), next.hostname.as_str()),
@@ -135,10 +135,7 @@ mod tests {
             ..made_of()
         };
         let given = parse(&[("Tag.1.Key", "u")]);
-        assert_eq!(
-            updated(&pod, &given, UpdateType::Renew, &SizeTable::default()),
-            None
-        );
+        assert_eq!(updated(&pod, &given, UpdateType::Renew, &Rules::default()), None);
     }
 
     #[test]

@@ -26,10 +26,12 @@ pub use self::{
 use super::{
     network::{self, NetworkSpec},
     quantity,
+    rules::Rules,
     size::{SizeTable, Wanted},
     spec::{DnsSpec, Door, GroupSpec, RestartPolicy, Size, SupplementalGroups},
+    sysctls::{self, Given},
     validate,
-    violation::{ViolationKind, Violations},
+    violation::{FieldPath, ViolationKind, Violations},
 };
 
 /// Sizes of a Pod's group, tried in order, as in `2-4Gi,4-8Gi`.
@@ -41,7 +43,7 @@ const DEFAULT_GRACE_SECONDS: i64 = 30;
 ///
 /// # Errors
 /// All mistakes found, each with its field.
-pub fn to_group(manifest: impl Into<Manifest>, table: &SizeTable) -> Result<GroupSpec, Violations> {
+pub fn to_group(manifest: impl Into<Manifest>, rules: &Rules) -> Result<GroupSpec, Violations> {
     let mut found = Violations::default();
     let Manifest { pod, objects } = manifest.into();
     let metadata = pod.metadata;
@@ -64,7 +66,7 @@ pub fn to_group(manifest: impl Into<Manifest>, table: &SizeTable) -> Result<Grou
         .namespace
         .filter(|namespace| !namespace.is_empty())
         .unwrap_or_else(|| "default".into());
-    let group = convert(spec, name, annotations, (&objects, &namespace), table, &mut found);
+    let group = convert(spec, name, annotations, (&objects, &namespace), rules, &mut found);
     let group = GroupSpec {
         namespace,
         uid: metadata.uid,
@@ -85,9 +87,10 @@ fn convert(
     name: String,
     annotations: BTreeMap<String, String>,
     (objects, namespace): (&Objects, &str),
-    table: &SizeTable,
+    rules: &Rules,
     found: &mut Violations,
 ) -> GroupSpec {
+    let table = &rules.sizes;
     let PodSpec {
         active_deadline_seconds,
         containers,
@@ -199,6 +202,15 @@ fn convert(
     let security = security_context.unwrap_or_default();
     pod_security(&security, found);
     let (fs_group, supplemental_groups) = groups(&security, found);
+    let at = FieldPath::new(Door::Pod).field("spec.securityContext.sysctls", "");
+    let given = security.sysctls.iter().flatten().enumerate();
+    let given = given.map(|(index, sysctl)| Given {
+        name: sysctl.name.clone(),
+        value: sysctl.value.clone(),
+        at: at.item(index),
+        is_host: false,
+    });
+    let sysctls = sysctls::accept(given.collect(), &rules.allow, found);
 
     let lists = [
         ("containers", Place::Containers, containers),
@@ -290,12 +302,7 @@ fn convert(
         active_deadline_seconds,
         registry_credentials: Vec::new(),
         share_process_namespace: share_process_namespace.unwrap_or(false),
-        sysctls: security
-            .sysctls
-            .unwrap_or_default()
-            .into_iter()
-            .map(|sysctl| (sysctl.name, sysctl.value))
-            .collect(),
+        sysctls,
         fs_group,
         supplemental_groups,
         network: NetworkSpec {

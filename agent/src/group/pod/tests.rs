@@ -10,7 +10,7 @@ use crate::group::{
 
 fn group(text: &str) -> Result<GroupSpec, String> {
     let pod = parse_manifest(text).map_err(|error| error.to_string())?;
-    to_group(pod, &SizeTable::default()).map_err(|violations| violations.to_string())
+    to_group(pod, &Rules::default()).map_err(|violations| violations.to_string())
 }
 
 /// A Pod with `spec` (indented by two) below `spec:`.
@@ -50,7 +50,7 @@ spec:
   dnsPolicy: None
   dnsConfig: {nameservers: [1.1.1.1], searches: [a.b], options: [{name: ndots, value: '2'}, {name: edns0}]}
   shareProcessNamespace: true
-  securityContext: {runAsUser: 1000, sysctls: [{name: net.core.somaxconn, value: '1024'}]}
+  securityContext: {runAsUser: 1000, sysctls: [{name: net/ipv4/tcp_rmem, value: '4096 87380 6291456'}]}
   volumes:
   - {name: scratch, emptyDir: {medium: Memory, sizeLimit: 64Mi}}
   containers:
@@ -83,7 +83,7 @@ spec:
     assert_eq!(spec.restart_policy, RestartPolicy::OnFailure);
     assert_eq!(spec.termination_grace_period_seconds, 5);
     assert_eq!(spec.dns.as_ref().unwrap().options, ["ndots:2", "edns0"]);
-    assert_eq!(spec.sysctls["net.core.somaxconn"], "1024");
+    assert_eq!(spec.sysctls["net.ipv4.tcp_rmem"], "4096 87380 6291456");
     assert!(spec.share_process_namespace);
     // 0.1 + 1 vCPU, 128 MiB + 2 GiB: raised to 2 vCPU and 4 GiB.
     assert_eq!((spec.size.cpu_milli, spec.size.memory_bytes), (2000, 4 << 30));
@@ -368,7 +368,7 @@ fn wrong_values_name_field_and_what_is_valid() {
         ),
         (
             "  securityContext: {sysctls: [{name: kernel.panic, value: '1'}]}",
-            "sysctls[kernel.panic]",
+            "spec.securityContext.sysctls[0].name: \"kernel.panic\": forbidden sysctl: \"kernel.panic\" not allowlisted",
         ),
         ("  imagePullSecrets: [{name: x}]", "spec.imagePullSecrets"),
         (
@@ -514,7 +514,7 @@ fn annotated(key: &str, value: &str) -> Result<GroupSpec, Violations> {
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  annotations:\n    {key}: {value:?}\nspec:\n  containers:\n  \
          - {{name: c, image: i}}\n"
     );
-    to_group(parse_manifest(&text).unwrap(), &SizeTable::default())
+    to_group(parse_manifest(&text).unwrap(), &Rules::default())
 }
 
 #[test]

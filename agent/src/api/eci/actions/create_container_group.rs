@@ -7,7 +7,7 @@ use crate::group::eci;
 
 pub(super) async fn perform(call: &Call<'_>) -> ActionResult {
     let token = call.client_token()?;
-    let spec = eci::to_group(&call.params, &call.door.sizes)?;
+    let spec = eci::to_group(&call.params, call.door.engine.rules())?;
     if call.flag("DryRun")? == Some(true) {
         call.door.engine.check(&spec).await?;
         return Err(ApiError::new(

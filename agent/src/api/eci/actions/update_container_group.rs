@@ -15,7 +15,7 @@ pub(super) async fn perform(call: &Call<'_>) -> ActionResult {
             )));
         }
     };
-    let Some(spec) = update::updated(&group.spec, &call.params, kind, &call.door.sizes) else {
+    let Some(spec) = update::updated(&group.spec, &call.params, kind, call.door.engine.rules()) else {
         return Err(ApiError::new(
             403,
             "InvalidAction",

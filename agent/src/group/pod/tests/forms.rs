@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::group;
-use crate::group::{eci, size::SizeTable, spec::GroupSpec};
+use crate::group::{eci, rules::Rules, spec::GroupSpec};
 
 /// A volume and how the container mounts it, in neither form.
 #[derive(Debug, Clone)]
@@ -149,7 +149,7 @@ fn eci(volumes: &[Volume]) -> GroupSpec {
         "Container": [{"Name": "c", "Image": "a/b:1", "VolumeMount": mounts}],
     });
     let params = eci::params::Params::from_json(&request).unwrap();
-    eci::to_group(&params, &SizeTable::default()).unwrap()
+    eci::to_group(&params, &Rules::default()).unwrap()
 }
 
 proptest! {

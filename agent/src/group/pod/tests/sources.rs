@@ -4,7 +4,7 @@ use super::{group, refused};
 use crate::group::{
     eci,
     files::{Content, FileItem, FileOrigin, FileSource, FileVolume},
-    size::SizeTable,
+    rules::Rules,
     spec::{EnvValue, GroupSpec, KeyValue, VolumeSource},
 };
 
@@ -265,7 +265,7 @@ fn a_config_file_volume_of_eci_is_a_config_map() {
     ];
     let parse = |pairs: &[(&str, &str)]| {
         let params = eci::params::Params::parse(pairs.iter().copied()).unwrap();
-        eci::to_group(&params, &SizeTable::default())
+        eci::to_group(&params, &Rules::default())
     };
     assert_eq!(parse(&params).unwrap().volumes, pod.volumes);
     let mut wrong = params.to_vec();

@@ -51,7 +51,7 @@ impl Shape {
                 return (fields, error.to_string());
             }
         };
-        match to_group(pod, &SizeTable::default()) {
+        match to_group(pod, &Rules::default()) {
             Ok(_) => (BTreeSet::new(), String::new()),
             Err(found) => {
                 let fields = found.0.iter().map(|violation| violation.field.clone());
