@@ -65,6 +65,7 @@ fn handler(handler: &Handler) -> LifecycleHandler {
             });
         }
         Handler::HttpGet {
+            is_https,
             host,
             port: number,
             path,
@@ -82,7 +83,7 @@ fn handler(handler: &Handler) -> LifecycleHandler {
                 http_headers: (!headers.is_empty()).then_some(headers),
                 path: Some(path.clone()),
                 port: port(*number),
-                scheme: Some("HTTP".into()),
+                scheme: Some(if *is_https { "HTTPS" } else { "HTTP" }.into()),
             });
         }
         Handler::TcpSocket { host, port: number } => {

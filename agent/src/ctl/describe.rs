@@ -183,11 +183,15 @@ fn handler(handler: &Handler) -> String {
     match handler {
         Handler::Exec { command } => format!("exec [{}]", command.join(" ")),
         Handler::HttpGet {
+            is_https,
             host: name,
             port,
             path,
             ..
-        } => format!("http-get http://{}:{port}{path}", host(name)),
+        } => {
+            let scheme = if *is_https { "https" } else { "http" };
+            format!("http-get {scheme}://{}:{port}{path}", host(name))
+        }
         Handler::TcpSocket { host: name, port } => format!("tcp-socket {}:{port}", host(name)),
         Handler::Grpc { port, service } => format!("grpc :{port} {service}"),
         Handler::Sleep { seconds } => format!("sleep {seconds}s"),

@@ -119,8 +119,11 @@ pub enum Handler {
         /// Program and arguments.
         command: Vec<String>,
     },
-    /// A plain HTTP request.
+    /// An HTTP request.
     HttpGet {
+        /// By TLS, with a server whose certificate is not verified.
+        #[serde(default)]
+        is_https: bool,
         /// An IP address instead of the group's own.
         host: Option<String>,
         /// Port.

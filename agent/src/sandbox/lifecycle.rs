@@ -221,11 +221,13 @@ fn handler(handler: &Handler) -> HandlerMessage {
             ..Exec::default()
         }),
         Handler::HttpGet {
+            is_https,
             host: name,
             port,
             path,
             headers,
         } => HandlerKind::HttpGet(HttpGet {
+            is_https: *is_https,
             host: host(name),
             port: u32::from(*port),
             path: path.clone(),

@@ -86,7 +86,7 @@ pub async fn perform(
 pub async fn perform_hook(carer: &Carer, container: &Arc<Container>, hook: &Handler) -> Result<(), String> {
     let work = async {
         match hook {
-            Handler::HttpGet(request) => http::get(carer.address.get(), request).await.map(drop),
+            Handler::HttpGet(request) => http::get_for_hook(carer.address.get(), request).await.map(drop),
             hook => attempt(carer, container, hook).await,
         }
     };

@@ -8,6 +8,7 @@ pub mod grpc;
 pub mod http;
 pub mod probe;
 pub mod stop;
+mod tls;
 
 use std::{
     net::{IpAddr, Ipv4Addr},

@@ -198,6 +198,7 @@ fn handler(field: &str, message: HandlerMessage) -> Result<Handler> {
             }
             let headers = get.headers.iter();
             Ok(Handler::HttpGet(HttpGet {
+                is_https: get.is_https,
                 host: host(&get.host)?,
                 port: port(get.port)?,
                 path,

@@ -5,6 +5,7 @@ pub(crate) mod doors;
 pub(crate) mod exec;
 pub(crate) mod fork;
 pub(crate) mod full;
+pub(crate) mod https;
 pub(crate) mod life;
 pub(crate) mod lifecycle;
 pub(crate) mod network;

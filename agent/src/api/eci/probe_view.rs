@@ -17,8 +17,11 @@ pub(super) fn probe(probe: Option<&Probe>) -> Value {
     });
     match &probe.handler {
         Handler::Exec { command } => object["Execs"] = json!(command),
-        Handler::HttpGet { port, path, .. } => {
-            object["HttpGet"] = json!({"Path": path, "Port": port, "Scheme": "HTTP"});
+        Handler::HttpGet {
+            is_https, port, path, ..
+        } => {
+            let scheme = if *is_https { "HTTPS" } else { "HTTP" };
+            object["HttpGet"] = json!({"Path": path, "Port": port, "Scheme": scheme});
         }
         Handler::TcpSocket { host, port } => {
             object["TcpSocket"] = json!({"Host": host.clone().unwrap_or_default(), "Port": port});

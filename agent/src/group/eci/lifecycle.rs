@@ -48,8 +48,8 @@ fn probe(container: &Reader<'_>, field: &str) -> Option<Probe> {
         handlers.push(Handler::Exec { command: exec });
     }
     if is_set(&get, &["Port", "Path"]) {
-        refuse_https(&get, "Scheme");
         handlers.push(Handler::HttpGet {
+            is_https: is_https(&get, "Scheme"),
             host: None,
             port: port(&get, "Port"),
             path: get.word("Path").unwrap_or("/").to_owned(),
@@ -101,7 +101,6 @@ fn hook(reader: &Reader<'_>, prefix: &str) -> Option<Handler> {
         reader,
         &[&name("HttpGetPort"), &name("HttpGetPath"), &name("HttpGetHost")],
     ) {
-        refuse_https(reader, &name("HttpGetScheme"));
         let mut headers = Vec::new();
         for field in ["HttpGetHttpHeader", "HttpGetHttpHeaders"] {
             for item in reader.list(&name(field)) {
@@ -112,6 +111,7 @@ fn hook(reader: &Reader<'_>, prefix: &str) -> Option<Handler> {
             }
         }
         handlers.push(Handler::HttpGet {
+            is_https: is_https(reader, &name("HttpGetScheme")),
             host: host("HttpGetHost"),
             port: port(reader, &name("HttpGetPort")),
             path: reader.word(&name("HttpGetPath")).unwrap_or("/").to_owned(),
@@ -148,13 +148,7 @@ fn port(reader: &Reader<'_>, field: &str) -> u16 {
     number.and_then(|number| u16::try_from(number).ok()).unwrap_or(1)
 }
 
-fn refuse_https(reader: &Reader<'_>, field: &str) {
-    if let Some(scheme) = reader.word(field).filter(|scheme| *scheme != "HTTP") {
-        reader.note(
-            ViolationKind::Unsupported,
-            field,
-            scheme,
-            "not supported yet; valid: HTTP, or TcpSocket or Exec",
-        );
-    }
+fn is_https(reader: &Reader<'_>, field: &str) -> bool {
+    let schemes = [("HTTP", false), ("HTTPS", true)];
+    reader.choice(field, &schemes).unwrap_or(false)
 }

@@ -79,13 +79,14 @@ fn probes_and_hooks_are_those_of_the_same_pod() {
     let eci = group(&[
         ("Container.1.LivenessProbe.HttpGet.Port", "80"),
         ("Container.1.LivenessProbe.HttpGet.Path", "/live"),
-        ("Container.1.LivenessProbe.HttpGet.Scheme", "HTTP"),
+        ("Container.1.LivenessProbe.HttpGet.Scheme", "HTTPS"),
         ("Container.1.LivenessProbe.InitialDelaySeconds", "7"),
         ("Container.1.ReadinessProbe.Exec.Command.1", "ok"),
         ("Container.1.ReadinessProbe.TcpSocket.Port", "None"),
         ("Container.1.LifecyclePostStartHandlerExec.1", "a"),
         ("Container.1.LifecyclePreStopHandlerHttpGetPort", "81"),
         ("Container.1.LifecyclePreStopHandlerHttpGetPath", "/bye"),
+        ("Container.1.LifecyclePreStopHandlerHttpGetScheme", "HTTPS"),
         ("Container.1.TerminationMessagePolicy", "FallbackToLogsOnError"),
     ])
     .unwrap();
@@ -97,9 +98,9 @@ spec:
   containers:
   - name: c
     image: a/b:1
-    livenessProbe: {httpGet: {port: 80, path: /live}, initialDelaySeconds: 7}
+    livenessProbe: {httpGet: {port: 80, path: /live, scheme: HTTPS}, initialDelaySeconds: 7}
     readinessProbe: {exec: {command: [ok]}}
-    lifecycle: {postStart: {exec: {command: [a]}}, preStop: {httpGet: {port: 81, path: /bye}}}
+    lifecycle: {postStart: {exec: {command: [a]}}, preStop: {httpGet: {port: 81, path: /bye, scheme: HTTPS}}}
     terminationMessagePolicy: FallbackToLogsOnError
 ";
     let pod = pod::to_group(pod::parse_manifest(text).unwrap(), &Rules::default()).unwrap();

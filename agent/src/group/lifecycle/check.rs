@@ -123,6 +123,7 @@ fn check_handler(handler: &Handler, path: &FieldPath, found: &mut Violations) {
             }
         }
         Handler::HttpGet {
+            is_https: _,
             host,
             port,
             path: request,

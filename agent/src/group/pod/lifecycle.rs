@@ -129,15 +129,17 @@ impl Reader<'_> {
             port,
             scheme,
         } = get;
-        if let Some(scheme) = scheme.filter(|scheme| !scheme.is_empty() && scheme != "HTTP") {
-            self.found.add(
-                ViolationKind::Unsupported,
-                format!("{path}.httpGet.scheme"),
-                scheme,
-                "not supported yet; valid: HTTP, or a tcpSocket or exec handler",
-            );
-        }
+        let is_https = match scheme.as_deref() {
+            None | Some("" | "HTTP") => false,
+            Some("HTTPS") => true,
+            Some(other) => {
+                let field = format!("{path}.httpGet.scheme");
+                self.found.invalid(field, other, "valid: HTTP or HTTPS");
+                false
+            }
+        };
         Handler::HttpGet {
+            is_https,
             host: host.filter(|host| !host.is_empty()),
             port: self.port(port, &format!("{path}.httpGet.port")),
             path: request

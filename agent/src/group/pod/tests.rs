@@ -262,8 +262,8 @@ fn wrong_values_name_field_and_what_is_valid() {
             "readinessProbe.tcpSocket.port: \"web\": no port of the container has this name",
         ),
         (
-            "    readinessProbe: {httpGet: {port: 443, scheme: HTTPS}}",
-            "readinessProbe.httpGet.scheme: \"HTTPS\": not supported yet; valid: HTTP",
+            "    readinessProbe: {httpGet: {port: 443, scheme: H2}}",
+            "readinessProbe.httpGet.scheme: \"H2\": valid: HTTP or HTTPS",
         ),
         (
             "    readinessProbe: {httpGet: {port: 80, host: example.com}}",
