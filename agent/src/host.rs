@@ -298,6 +298,7 @@ impl Host {
             sandbox_running: false,
             restarting: None,
             update: None,
+            refreshing: false,
             failed: false,
             ending_since_ms: None,
             news_after: Some(0),

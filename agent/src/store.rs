@@ -47,6 +47,9 @@ pub struct Record {
     /// What the group is to be, once what the update changes has ended.
     #[serde(default)]
     pub update: Option<GroupSpec>,
+    /// The files of running containers are not known to be what the group says.
+    #[serde(default)]
+    pub refreshing: bool,
     /// It has failed as a whole, whatever its containers do.
     #[serde(default)]
     pub failed: bool,
@@ -324,6 +327,7 @@ mod tests {
             sandbox_running: false,
             restarting: None,
             update: None,
+            refreshing: false,
             failed: false,
             ending_since_ms: None,
             news_after: Some(0),

@@ -57,6 +57,9 @@ fn main() -> ExitCode {
             an_unhealthy_container_is_ended_and_started_again,
             failed_hooks_and_last_lines_are_told,
         },
+        refresh::{
+            changed_files_come_into_running_containers,
+        },
         https::{
             a_server_with_a_certificate_of_its_own_is_probed,
         },

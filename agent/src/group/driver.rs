@@ -2,6 +2,7 @@
 
 mod ending;
 mod health;
+mod refresh;
 mod update;
 
 use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
@@ -11,6 +12,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
+use self::refresh::Files;
 use super::{
     backoff,
     images::LocalImage,
@@ -175,6 +177,9 @@ pub struct Driver {
     /// The sandbox, by its count, whose guest is being asked for news.
     following: Option<u32>,
     releasing: bool,
+    files: Files,
+    /// How often they could not be put.
+    refresh_failures: u32,
     jobs: JoinSet<Outcome>,
     writers: Writers,
     starting: Option<AbortHandle>,
@@ -217,6 +222,8 @@ impl Driver {
             .collect();
         let driver = Self {
             id: record.group.id.clone(),
+            files: Files::of(record.refreshing),
+            refresh_failures: 0,
             spec: Arc::new(record.group.spec.clone()),
             saved: Some(record.clone()),
             record,
@@ -428,6 +435,7 @@ impl Driver {
             Action::StopSandbox => {
                 self.sandbox = SandboxSeen::Stopping;
                 self.record.sandbox_running = false;
+                self.files_are_fresh();
             }
             Action::Pull(index) => {
                 self.containers[index].seen = ContainerSeen::Pulling;
@@ -455,6 +463,7 @@ impl Driver {
             Action::Expire => self.expire(),
             Action::Reset => self.reset(),
             Action::Apply => self.apply(),
+            Action::Refresh => self.files = Files::BeingPut,
             Action::Release => self.releasing = true,
             Action::WakeAt(_) => {}
         }
@@ -491,6 +500,7 @@ impl Driver {
                 }
             }
             Action::Kill(index) => self.kill(index),
+            Action::Refresh => self.refresh(),
             Action::Release => {
                 self.jobs.spawn(jobs::release(parts, id, spec, ip));
             }
@@ -570,6 +580,7 @@ impl Driver {
                     self.finish(index, 137, None, "Error", message, now_ms());
                 }
             }
+            Outcome::Refreshed(spec, result) => self.refreshed(&spec, result),
             Outcome::News(generation, news) => self.take_in_news(generation, news),
             Outcome::Released(result) => {
                 if let Err(error) = result {
@@ -690,6 +701,7 @@ impl Driver {
             return self.restore_failed(why);
         }
         tracing::warn!(group_id = %self.id, why, "sandbox died");
+        self.files_are_fresh();
         self.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
         self.record.sandbox_running = false;
         let message = format!("The sandbox died: {why}");

@@ -1,6 +1,6 @@
 //! The long work of a group's driver: each job runs beside the driver and ends with one [`Outcome`].
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -67,6 +67,8 @@ pub(super) enum Outcome {
     /// Its volumes can't be mounted: nothing of this run has begun.
     NotMounted(String, u32, Error),
     Ended(String, u32, Result<Ended>),
+    /// Running containers have the files of this group.
+    Refreshed(Arc<GroupSpec>, Result<()>),
     /// All was done that can be done to end it.
     Killed(String, u32),
     /// What the guest of this sandbox told of its containers.
@@ -390,6 +392,23 @@ impl Run {
         tokio::time::sleep(END_MARGIN).await;
         Outcome::Killed(self.name().to_owned(), self.run)
     }
+}
+
+/// Puts the files that these runs mount into their sandbox, each volume once.
+pub(super) async fn refresh(spec: Arc<GroupSpec>, runs: Vec<Run>) -> Outcome {
+    let mut known = BTreeSet::new();
+    let put = async {
+        for run in &runs {
+            for volume in files::of_container(&spec, &spec.containers[run.index], &run.facts())? {
+                if known.insert(volume.volume.clone()) {
+                    run.connection.put_files(&volume).await?;
+                }
+            }
+        }
+        Ok(())
+    };
+    let result = put.await;
+    Outcome::Refreshed(spec, result)
 }
 
 /// Waits for a sandbox's own end and finds out its reason.

@@ -7,6 +7,7 @@
 //!             ^----back-off----'                              '---failed--^ Running --Kill--> Killing --> Done
 //! sandbox    Absent --StartSandbox--> Starting --> Running --StopSandbox--> Stopping --> Absent
 //!             ^                          '--failed--> Dead --StopSandbox--^ (also when it dies)
+//! files      Stale --Refresh--> being put --failed--> Stale (later)
 //! group      --Expire--> it fails; --Reset--> it begins anew; --Apply--> it is updated; --Release--> Releasing: the last
 //!            action there is
 //! ```
@@ -94,6 +95,8 @@ pub struct Seen {
     pub renewing: bool,
     /// The group is to be updated, once these containers have ended.
     pub leaving: Option<BTreeSet<usize>>,
+    /// The files of running containers are not yet what the group says; they may be put from this time on, Unix milliseconds.
+    pub stale_files_ms: Option<u64>,
     /// It has failed as a whole: what still runs is to end.
     pub failed: bool,
     /// It fails at this time, Unix milliseconds.
@@ -125,6 +128,8 @@ pub enum Action {
     Reset,
     /// Take on the update of the group: what it ends has ended.
     Apply,
+    /// Put the files of all volumes of files into the sandbox.
+    Refresh,
     /// Remove what is left of the group: logs, address, record.
     Release,
     /// Plan again at this time, Unix milliseconds.
@@ -256,6 +261,14 @@ fn plan_run(seen: &Seen) -> Vec<Action> {
         SandboxSeen::Absent { not_before_ms } => at(seen, not_before_ms, Action::StartSandbox, &mut actions),
         SandboxSeen::Dead { not_before_ms } => at(seen, not_before_ms, Action::StopSandbox, &mut actions),
         _ => {}
+    }
+    // What was being started when the files changed puts the old ones: it is waited for.
+    let is_starting = |(_, container): &(Role, ContainerSeen)| *container == ContainerSeen::Starting;
+    if let Some(not_before_ms) = seen.stale_files_ms
+        && seen.sandbox == SandboxSeen::Running
+        && !seen.containers.iter().any(is_starting)
+    {
+        at(seen, not_before_ms, Action::Refresh, &mut actions);
     }
     let turn = if seen.initialized {
         None

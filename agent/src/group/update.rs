@@ -5,7 +5,8 @@
 //! | changed | what happens |
 //! |---|---|
 //! | labels, annotations, credentials, restart policy, grace, deadline; a volume is added | nothing is restarted |
-//! | a container that does the group's work; files that it mounts | it ends, and begins anew in the same sandbox |
+//! | volumes of files | the files of running containers are replaced, all of a volume at once; nothing is restarted |
+//! | a container that does the group's work | it ends, and begins anew in the same sandbox |
 //! | one that takes turns (init container, sidecar); whether processes are shared | all containers begin anew, in order, in the same sandbox |
 //! | the group's size, network, host ports, DNS, hosts, sysctls, host name, `fsGroup`; another volume is changed or removed | all begin anew in a new sandbox |
 //! | name, namespace, disks | refused |
@@ -119,20 +120,10 @@ pub fn reach(old: &GroupSpec, new: &GroupSpec) -> Reach {
     if machine(old) != machine(new) || volume_goes {
         return Reach::Sandbox;
     }
-    let changed_files: BTreeSet<&str> = old
-        .volumes
-        .iter()
-        .filter(|volume| source(new, &volume.name).is_some_and(|now| *now != volume.source))
-        .map(|volume| volume.name.as_str())
-        .collect();
     let is_changed = |before: &ContainerSpec| {
         container(new, &before.name) != Some(before)
             || old.supplemental_groups != new.supplemental_groups
             || old.share_process_namespace != new.share_process_namespace
-            || before
-                .volume_mounts
-                .iter()
-                .any(|mount| changed_files.contains(mount.name.as_str()))
     };
     let takes_turns = |container: &ContainerSpec| container.lifecycle.role.takes_turns();
     let turns = |group: &GroupSpec| -> Vec<String> {
@@ -148,6 +139,16 @@ pub fn reach(old: &GroupSpec, new: &GroupSpec) -> Reach {
     } else {
         Reach::Containers(changed)
     }
+}
+
+/// Whether containers have files that an update may change: their content, or fields of the group.
+pub fn has_files(group: &GroupSpec) -> bool {
+    let is_files = |name: &str| matches!(source(group, name), Some(VolumeSource::Files(_)));
+    let mut mounts = group
+        .containers
+        .iter()
+        .flat_map(|container| &container.volume_mounts);
+    mounts.any(|mount| is_files(&mount.name))
 }
 
 fn source<'a>(group: &'a GroupSpec, name: &str) -> Option<&'a VolumeSource> {
@@ -257,7 +258,7 @@ mod tests {
             }),
             only(&[])
         );
-        assert_eq!(reached(|new| new.volumes[0].source = files("b")), only(&[1]));
+        assert_eq!(reached(|new| new.volumes[0].source = files("b")), only(&[]));
         assert_eq!(
             reached(|new| new.supplemental_groups.ids = vec![7]),
             Reach::Group,
@@ -295,6 +296,10 @@ mod tests {
             }),
             Reach::Sandbox
         );
+        assert!(has_files(&before()));
+        let mut none = before();
+        none.containers[1].volume_mounts.remove(0);
+        assert!(!has_files(&none), "nobody mounts them");
         // Files that nobody mounts any more are no reason.
         assert_eq!(
             reached(|new| {

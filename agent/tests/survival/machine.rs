@@ -1,5 +1,6 @@
 //! A VMM process without a virtual machine: the control socket on one side, and on the other a guest that keeps books about
-//! processes that do nothing. `exit N` ends at once with N; everything else runs until a signal ends it.
+//! processes that do nothing. `exit N` ends at once with N, `holds VOLUME PATH TEXT` with 0 if the file in that volume has that
+//! text; everything else runs until a signal ends it.
 
 use std::{
     collections::HashMap,
@@ -37,6 +38,8 @@ struct Guest {
     processes: Mutex<HashMap<Key, Process>>,
     /// Kept open as long as their process lives.
     streams: Mutex<Vec<(Key, UnixStream)>>,
+    /// By volume.
+    files: Mutex<HashMap<String, Vec<api::File>>>,
     power_off: watch::Sender<bool>,
 }
 
@@ -174,6 +177,11 @@ impl guest_ttrpc::Guest for Guest {
         Ok(api::ConfigureSandboxResponse::new())
     }
 
+    async fn put_files(&self, _: &TtrpcContext, request: api::PutFilesRequest) -> ttrpc::Result<api::Empty> {
+        self.files.lock().unwrap().insert(request.volume, request.files);
+        Ok(api::Empty::new())
+    }
+
     async fn create_container(
         &self,
         _: &TtrpcContext,
@@ -206,8 +214,15 @@ impl guest_ttrpc::Guest for Guest {
             process.is_running = true;
             process.args.clone()
         };
-        if let ["exit", status] = args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            self.end(&key, status.parse().unwrap())?;
+        match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["exit", status] => self.end(&key, status.parse().unwrap())?,
+            ["holds", volume, path, text] => {
+                let files = self.files.lock().unwrap().get(volume).cloned();
+                let mut files = files.unwrap_or_default().into_iter();
+                let holds = files.any(|file| file.path == path && file.content == text.as_bytes());
+                self.end(&key, u32::from(!holds))?;
+            }
+            _ => {}
         }
         Ok(api::StartProcessResponse {
             pid: 1,

@@ -8,22 +8,26 @@ use crate::bench::{Bench, Victim};
 
 const GROUP: &str = "g";
 
-/// With `change`, the second container is another one.
+/// With `change`, the second container is another one, and what the file says that both have.
 fn manifest(restart_policy: &str, change: bool) -> String {
-    let container =
-        |name: &str, command: Value| json!({ "name": name, "image": "image", "command": command });
-    let beside = if change {
-        json!(["stay", "again"])
-    } else {
-        json!(["stay"])
+    let container = |name: &str, command: Value| {
+        let mounts = json!([{ "name": "words", "mountPath": "/words" }]);
+        json!({ "name": name, "image": "image", "command": command, "volumeMounts": mounts })
     };
+    let (beside, word) = if change {
+        (json!(["stay", "again"]), "two")
+    } else {
+        (json!(["stay"]), "one")
+    };
+    let file = json!({ "path": "word", "fieldRef": { "fieldPath": "metadata.annotations['word']" } });
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": { "name": GROUP },
+        "metadata": { "name": GROUP, "annotations": { "word": word } },
         "spec": {
             "restartPolicy": restart_policy,
             "terminationGracePeriodSeconds": 1,
+            "volumes": [{ "name": "words", "downwardAPI": { "items": [file] } }],
             "initContainers": [container("first", json!(["exit", "0"]))],
             "containers": [container("main", json!(["stay"])), container("beside", beside)],
         },
@@ -168,7 +172,8 @@ fn live(bench: &mut Bench, moment: u64, victim: Victim, restart_policy: &str) ->
     bench.stop().0
 }
 
-/// Makes the second container another one. What is acknowledged comes about, and the first container is left alone.
+/// Makes the second container another one, and changes a file that both have. What is acknowledged comes about, and the first
+/// container is left alone.
 fn update(bench: &Bench, before: &Value, victim: Victim, restart_policy: &str) {
     let path = format!("/v1/groups/{GROUP}/update");
     let (status, text, repeated) = ask(bench, "POST", &path, &manifest(restart_policy, true));
@@ -189,6 +194,14 @@ fn update(bench: &Bench, before: &Value, victim: Victim, restart_policy: &str) {
     }
     if victim == Victim::Agent {
         assert_eq!(runs(&settled, 0), runs(before, 0), "{settled}");
+    }
+    if all_run(&settled) {
+        let code = bench.exec(GROUP, "main", &["holds", "words", "word", "two"]);
+        assert!(
+            code == 0 || (code != 1 && bench.has_killed()),
+            "the file is an old one, or exec failed: {code}\n{}",
+            bench.log()
+        );
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) fn put(directory: &Path, files: &[File], gid: Option<u32>) -> Result<
     }
     make_directory(directory, gid)?;
     if is_current(directory, files, gid) {
-        return Ok(());
+        return link_names(directory, &names);
     }
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let fresh = format!("..{}", since_epoch.unwrap_or_default().as_nanos());

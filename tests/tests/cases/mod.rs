@@ -12,6 +12,7 @@ pub(crate) mod network;
 pub(crate) mod nfs;
 pub(crate) mod processes;
 pub(crate) mod recovery;
+pub(crate) mod refresh;
 pub(crate) mod refusals;
 pub(crate) mod standby;
 pub(crate) mod update;

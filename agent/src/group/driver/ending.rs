@@ -38,6 +38,7 @@ impl Driver {
                 Some(Reach::Containers(leaving)) => Some(leaving),
                 _ => None,
             },
+            stale_files_ms: self.files.stale_ms(),
             failed: record.failed,
             deadline_ms,
             initialized: record.group.status.initialized,
@@ -65,7 +66,8 @@ impl Driver {
         Situation {
             deleting: seen.deleting,
             restarting: seen.restarting,
-            updating: self.record.update.is_some(),
+            // What can't be put at once is tried again, and can be changed meanwhile.
+            updating: self.record.update.is_some() || (self.record.refreshing && self.refresh_failures == 0),
             over: !alive && matches!(end, Some(End::Failed | End::Complete)),
             failed: end == Some(End::Failed),
         }
@@ -181,6 +183,7 @@ impl Driver {
     /// All containers have ended and begin anew.
     pub(super) fn reset(&mut self) {
         let is_update = self.take_update();
+        self.files_are_fresh();
         self.record.restarting = None;
         self.record.ending_since_ms = None;
         self.record.group.status.initialized = false;

@@ -107,7 +107,13 @@ impl Driver {
             }
             view::waiting(status, wait, String::new());
         }
-        self.tell_updated();
+        let runs = self.containers.iter().any(|container| container.seen.is_alive());
+        if runs && update::has_files(&self.spec) {
+            // Told once they are put.
+            self.files_changed();
+        } else {
+            self.tell_updated();
+        }
     }
 
     pub(super) fn tell_updated(&mut self) {

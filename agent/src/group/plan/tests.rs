@@ -16,6 +16,7 @@ fn of_roles(roles: &[Role]) -> Seen {
         restarting: false,
         renewing: false,
         leaving: None,
+        stale_files_ms: None,
         failed: false,
         deadline_ms: None,
         initialized: false,
@@ -43,6 +44,24 @@ fn a_new_group_starts_its_sandbox_and_pulls_at_once() {
         plan(&of_roles(&[Role::App, Role::Init])),
         [Action::StartSandbox, Action::Pull(0), Action::Pull(1)]
     );
+}
+
+#[test]
+fn files_are_put_once_nothing_that_has_old_ones_is_being_started() {
+    let stale = |containers: &[(Role, ContainerSeen)], at_ms| Seen {
+        stale_files_ms: Some(at_ms),
+        initialized: true,
+        ..running(containers)
+    };
+    let starting = (Role::App, ContainerSeen::Starting);
+    assert_eq!(plan(&stale(&[(Role::App, RUNS)], 0)), [Action::Refresh]);
+    assert_eq!(plan(&stale(&[(Role::App, RUNS)], 7)), [Action::WakeAt(7)]);
+    assert_eq!(plan(&stale(&[(Role::App, RUNS), starting], 0)), []);
+    let ending = Seen {
+        deleting: true,
+        ..stale(&[(Role::App, RUNS)], 0)
+    };
+    assert_eq!(plan(&ending), [Action::Kill(0)]);
 }
 
 #[test]
@@ -226,6 +245,8 @@ struct World {
     seen: Seen,
     busy: HashSet<Action>,
     released: bool,
+    /// The files changed while they were being put.
+    again: bool,
 }
 
 impl World {
@@ -234,6 +255,7 @@ impl World {
             seen: of_roles(roles),
             busy: HashSet::new(),
             released: false,
+            again: false,
         }
     }
 
@@ -256,6 +278,7 @@ impl World {
                     let alive = self.seen.containers.iter().any(|(_, c)| c.is_alive());
                     assert!(dead || !alive, "stopped under a container");
                     self.seen.sandbox = SandboxSeen::Stopping;
+                    self.seen.stale_files_ms = None;
                 }
                 Action::Pull(index) => self.set(index, ContainerSeen::Pulling),
                 Action::Start(index) => {
@@ -275,6 +298,15 @@ impl World {
                 Action::Apply => {
                     self.apply();
                     self.busy.remove(&action);
+                }
+                Action::Refresh => {
+                    assert_eq!(self.seen.sandbox, SandboxSeen::Running);
+                    let mut containers = self.seen.containers.iter();
+                    assert!(
+                        !containers.any(|(_, seen)| *seen == ContainerSeen::Starting),
+                        "old files may come after the new ones"
+                    );
+                    self.seen.stale_files_ms = None;
                 }
                 Action::Release => {
                     assert!(self.seen.deleting && matches!(self.seen.sandbox, SandboxSeen::Absent { .. }));
@@ -336,6 +368,11 @@ impl World {
 
     fn apply(&mut self) {
         let leaving = self.seen.leaving.take().unwrap();
+        if self.busy.contains(&Action::Refresh) {
+            self.again = true;
+        } else {
+            self.seen.stale_files_ms = Some(0);
+        }
         for index in leaving {
             assert!(
                 !self.seen.containers[index].1.is_alive(),
@@ -350,6 +387,7 @@ impl World {
     /// The sandbox dies: what was in it is run again, after the init containers.
     fn die(&mut self) {
         self.seen.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
+        self.seen.stale_files_ms = None;
         self.seen.initialized = false;
         for (role, seen) in &mut self.seen.containers {
             if seen.is_alive() || (*role == Role::Init && *seen == WELL) {
@@ -357,7 +395,7 @@ impl World {
             }
         }
         self.busy
-            .retain(|action| !matches!(action, Action::Start(_) | Action::Kill(_)));
+            .retain(|action| !matches!(action, Action::Start(_) | Action::Kill(_) | Action::Refresh));
     }
 
     /// Running containers go on by themselves.
@@ -394,6 +432,9 @@ impl World {
             Action::Pull(index) => self.set(index, ContainerSeen::Pulled),
             Action::Start(index) => self.set(index, ContainerSeen::Running { has_started: false }),
             Action::Kill(index) => self.set(index, ContainerSeen::Done { well: !fails }),
+            Action::Refresh if std::mem::take(&mut self.again) => self.seen.stale_files_ms = Some(0),
+            Action::Refresh if fails => self.seen.stale_files_ms = Some(retry),
+            Action::Refresh => {}
             Action::Expire | Action::Reset | Action::Apply | Action::Release | Action::WakeAt(_) => {}
         }
     }
@@ -434,11 +475,12 @@ proptest! {
         // Without further failures everything runs, and the init containers have ended.
         world.settle();
         prop_assert_eq!(world.seen.sandbox, SandboxSeen::Running);
+        prop_assert_eq!(world.seen.stale_files_ms, None);
         for (role, seen) in &world.seen.containers {
             prop_assert_eq!(*seen, if *role == Role::Init { WELL } else { RUNS });
         }
         // It fails when its time is over,
-        let mut late = World { seen: world.seen.clone(), busy: world.busy.clone(), released: false };
+        let mut late = World { seen: world.seen.clone(), busy: world.busy.clone(), released: false, again: world.again };
         late.seen.deadline_ms = Some(late.seen.now_ms);
         late.settle();
         let is_gone = matches!(late.seen.sandbox, SandboxSeen::Absent { .. });
@@ -456,13 +498,14 @@ proptest! {
         sandbox in sandbox(),
         flags in any::<[bool; 5]>(),
         leaving in prop::option::of(prop::collection::btree_set(0usize..1, 0..2)),
+        stale_files_ms in prop::option::of(0u64..3),
         now_ms in 0u64..3,
     ) {
         let [deleting, restarting, failed, initialized, renewing] = flags;
         let mut world = World::new(&[Role::App]);
         world.seen = Seen {
             now_ms, deleting, restarting, failed, initialized, sandbox, containers,
-            releasing: false, deadline_ms: Some(2), leaving, renewing: renewing && restarting,
+            releasing: false, deadline_ms: Some(2), leaving, stale_files_ms, renewing: renewing && restarting,
         };
         let alive = world.seen.containers.iter().any(|(_, c)| c.is_alive());
         // A sandbox that is not there has nothing alive.
@@ -485,6 +528,7 @@ impl World {
                 Action::Expire => self.seen.failed = true,
                 Action::Reset => self.reset(),
                 Action::Apply => self.apply(),
+                Action::Refresh => self.seen.stale_files_ms = None,
                 Action::Release => self.seen.releasing = true,
                 Action::WakeAt(_) => {}
             }
