@@ -13,7 +13,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     care::{self, Address, Carer, Health, Lifecycle},
     container::{
-        Container, cgroup::Hierarchy, freezer::Freezer, pause::Pause, process::State, spec, stdio::Hold,
+        Container, cgroup::Hierarchy, devices, freezer::Freezer, pause::Pause, process::State, spec,
+        stdio::Hold,
     },
     error::{Context, Error, ErrorKind, Result},
     events::Events,
@@ -97,6 +98,7 @@ impl Containers {
         mut spec: spec::Spec,
         lifecycle: Lifecycle,
     ) -> Result<()> {
+        devices::give_all(&mut spec)?;
         self.storage().give_devices(&mut spec)?;
         let nfs = self.storage().nfs();
         let parts = nfs.parts(&spec.mounts).await?;

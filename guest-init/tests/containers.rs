@@ -38,6 +38,8 @@ cases! {
     daemons_do_not_hold_up_the_end,
     a_shared_pid_namespace_is_cleared_with_its_container,
     containers_share_their_processes_when_they_are_to,
+    paths_of_the_host_are_the_guests,
+    all_devices_are_a_containers_that_may_use_all,
     wrong_requests_leave_nothing,
     a_filter_of_the_specification_wins,
     counters_count,

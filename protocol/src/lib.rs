@@ -52,6 +52,8 @@ pub const VOLUME_MOUNT_TYPE: &str = "volume";
 pub const DEVICE_MOUNT_TYPE: &str = "device";
 /// Mount type of a volume on an NFS server, in an OCI spec handed to the guest.
 pub const NFS_MOUNT_TYPE: &str = "nfs";
+/// Mount type of a path of the guest's own.
+pub const HOST_PATH_MOUNT_TYPE: &str = "hostpath";
 /// `type_url` of a [`sandbox::AttachVolume`] in `UpdateTaskRequest.resources`.
 pub const ATTACH_VOLUME_TYPE_URL: &str = "eci.sandbox.v1.AttachVolume";
 /// Most volumes of a sandbox that have slices of their own, and most on NFS servers.

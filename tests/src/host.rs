@@ -107,6 +107,13 @@ initrd = "{initrd}"
 scratch_gib = 1
 cgroup_root = "/sys/fs/cgroup/eci-system-test"
 
+[allow]
+privileged = true
+host_path = true
+host_network = true
+host_pid = true
+unsafe_sysctls = ["net.core.*", "vm.max_map_count"]
+
 [template]
 {templates}
 

@@ -75,6 +75,9 @@ fn main() -> ExitCode {
         network::{
             groups_are_reached_as_they_are_allowed,
         },
+        allowed::{
+            what_is_allowed_is_the_guests_and_never_the_hosts,
+        },
         processes::{
             containers_share_processes_with_each_other_and_clones_do,
         },

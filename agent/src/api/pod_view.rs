@@ -8,9 +8,9 @@ use k8s_openapi::{
         ContainerState as PodContainerState, ContainerStateRunning, ContainerStateTerminated,
         ContainerStateWaiting, ContainerStatus as PodContainerStatus, DownwardAPIVolumeSource,
         EmptyDirVolumeSource, EnvVar as PodEnvVar, EnvVarSource, FlexVolumeSource, HostAlias,
-        NFSVolumeSource, ObjectFieldSelector, Pod, PodCondition, PodDNSConfig, PodDNSConfigOption, PodIP,
-        PodSecurityContext, PodSpec, PodStatus, ProjectedVolumeSource, ResourceRequirements,
-        SecretKeySelector, SecretVolumeSource, SecurityContext, Sysctl, Volume,
+        HostPathVolumeSource, NFSVolumeSource, ObjectFieldSelector, Pod, PodCondition, PodDNSConfig,
+        PodDNSConfigOption, PodIP, PodSecurityContext, PodSpec, PodStatus, ProjectedVolumeSource,
+        ResourceRequirements, SecretKeySelector, SecretVolumeSource, SecurityContext, Sysctl, Volume,
         VolumeDevice as PodVolumeDevice, VolumeMount as PodVolumeMount,
     },
     apimachinery::pkg::{
@@ -257,6 +257,8 @@ fn pod_spec(spec: &GroupSpec, node_name: &str) -> PodSpec {
         subdomain: spec.network.subdomain.clone(),
         set_hostname_as_fqdn: spec.network.hostname_is_fqdn.then_some(true),
         share_process_namespace: spec.share_process_namespace.then_some(true),
+        host_pid: spec.host_pid.then_some(true),
+        host_network: spec.host_network.then_some(true),
         dns_policy: Some(if spec.dns.is_some() { "None" } else { "Default" }.into()),
         dns_config: spec.dns.as_ref().map(dns),
         host_aliases: (!aliases.is_empty()).then_some(aliases),
@@ -323,6 +325,13 @@ fn volume(volume: &VolumeSpec) -> Volume {
             FileOrigin::Projected => shown.projected = Some(ProjectedVolumeSource::default()),
             FileOrigin::DownwardApi => shown.downward_api = Some(DownwardAPIVolumeSource::default()),
         },
+        VolumeSource::HostPath(volume) => {
+            let kind = volume.kind.name();
+            shown.host_path = Some(HostPathVolumeSource {
+                path: volume.path.clone(),
+                type_: (!kind.is_empty()).then(|| kind.into()),
+            });
+        }
         VolumeSource::Nfs(nfs) => {
             shown.nfs = Some(NFSVolumeSource {
                 path: nfs.path.clone(),
@@ -484,6 +493,7 @@ fn security(spec: &ContainerSpec) -> SecurityContext {
         run_as_group: spec.run_as_group.map(i64::from),
         run_as_non_root: spec.run_as_non_root.then_some(true),
         read_only_root_filesystem: spec.read_only_root.then_some(true),
+        privileged: spec.privileged.then_some(true),
         allow_privilege_escalation: (!spec.allow_privilege_escalation).then_some(false),
         capabilities: (add.is_some() || drop.is_some()).then_some(Capabilities { add, drop }),
         ..SecurityContext::default()

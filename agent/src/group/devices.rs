@@ -39,12 +39,16 @@ pub(super) fn check(spec: &GroupSpec, container: &ContainerSpec, path: &FieldPat
                 "the container has this device already; valid: names unique in the container",
             ),
             Some(VolumeSource::Disk(_)) => {}
-            Some(VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) | VolumeSource::Nfs(_)) => found
-                .invalid(
-                    name,
-                    &device.name,
-                    "not a device; valid: flexVolume of driver alicloud/disk, or volumeMounts",
-                ),
+            Some(
+                VolumeSource::EmptyDir { .. }
+                | VolumeSource::Files(_)
+                | VolumeSource::Nfs(_)
+                | VolumeSource::HostPath(_),
+            ) => found.invalid(
+                name,
+                &device.name,
+                "not a device; valid: flexVolume of driver alicloud/disk, or volumeMounts",
+            ),
         }
         let (field, target) = (path.field("devicePath", ""), device.device_path.as_str());
         let plain = target.trim_end_matches('/');

@@ -11,6 +11,7 @@ pub mod driver;
 pub mod eci;
 pub mod events;
 pub mod files;
+pub mod host_path;
 pub mod images;
 mod jobs;
 pub mod lifecycle;

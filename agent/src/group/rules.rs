@@ -19,6 +19,15 @@ pub struct Rules {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Allow {
+    /// `privileged`, ECI `SecurityContextPrivileged`: all capabilities, all devices of the guest, no filter of system calls,
+    /// nothing of `/proc` and `/sys` hidden or read-only.
+    pub privileged: bool,
+    /// `hostPath`, ECI `HostPathVolume`: paths of the guest, see [`super::host_path`].
+    pub host_path: bool,
+    /// `hostNetwork`: the guest's network, which a group's containers have anyway, and the guest's host name.
+    pub host_network: bool,
+    /// `hostPID`: the guest's processes, its init and its kernel's threads among them.
+    pub host_pid: bool,
     /// Sysctls beside the safe ones, as names or with a `*` at the end (kubelet, `allowedUnsafeSysctls`). The kernel is the
     /// group's own, so names that belong to no namespace may be among them: `net.*`, `vm.max_map_count`.
     pub unsafe_sysctls: Vec<String>,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::disk::DiskVolume;
 use super::eci::params::Params;
 use super::files::{Content, FileVolume};
+use super::host_path::HostPathVolume;
 use super::lifecycle::Lifecycle;
 use super::network::NetworkSpec;
 use super::nfs::NfsVolume;
@@ -48,6 +49,12 @@ pub struct GroupSpec {
     /// Its containers see and signal each other's processes.
     #[serde(default)]
     pub share_process_namespace: bool,
+    /// They see the guest's processes.
+    #[serde(default)]
+    pub host_pid: bool,
+    /// They have the guest's host name; its network they have in any case.
+    #[serde(default)]
+    pub host_network: bool,
     /// Sysctls of the guest.
     pub sysctls: BTreeMap<String, String>,
     /// Group that owns volumes, and that every process has beside its own.
@@ -131,6 +138,9 @@ pub struct ContainerSpec {
     pub capabilities_add: Vec<String>,
     /// Capabilities dropped; `ALL` drops all.
     pub capabilities_drop: Vec<String>,
+    /// Nothing of the guest is kept from it.
+    #[serde(default)]
+    pub privileged: bool,
     /// `allowPrivilegeEscalation`, default true.
     pub allow_privilege_escalation: bool,
     /// stdin is open.
@@ -244,6 +254,8 @@ pub enum VolumeSource {
     Disk(DiskVolume),
     /// A directory of an NFS server.
     Nfs(NfsVolume),
+    /// A path of the guest.
+    HostPath(HostPathVolume),
 }
 
 /// DNS settings.
@@ -362,6 +374,8 @@ pub(crate) mod testing {
             active_deadline_seconds: None,
             registry_credentials: Vec::new(),
             share_process_namespace: false,
+            host_pid: false,
+            host_network: false,
             sysctls: BTreeMap::new(),
             fs_group: None,
             supplemental_groups: SupplementalGroups::default(),
@@ -390,6 +404,7 @@ pub(crate) mod testing {
             read_only_root: false,
             capabilities_add: Vec::new(),
             capabilities_drop: Vec::new(),
+            privileged: false,
             allow_privilege_escalation: true,
             stdin: false,
             stdin_once: false,

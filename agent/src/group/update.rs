@@ -123,7 +123,7 @@ pub fn reach(old: &GroupSpec, new: &GroupSpec) -> Reach {
     let is_changed = |before: &ContainerSpec| {
         container(new, &before.name) != Some(before)
             || old.supplemental_groups != new.supplemental_groups
-            || old.share_process_namespace != new.share_process_namespace
+            || namespaces(old) != namespaces(new)
     };
     let takes_turns = |container: &ContainerSpec| container.lifecycle.role.takes_turns();
     let turns = |group: &GroupSpec| -> Vec<String> {
@@ -139,6 +139,11 @@ pub fn reach(old: &GroupSpec, new: &GroupSpec) -> Reach {
     } else {
         Reach::Containers(changed)
     }
+}
+
+/// What containers share beside what all share.
+fn namespaces(group: &GroupSpec) -> [bool; 3] {
+    [group.share_process_namespace, group.host_pid, group.host_network]
 }
 
 /// Whether containers have files that an update may change: their content, or fields of the group.
@@ -265,6 +270,8 @@ mod tests {
             "the sidecar has them too"
         );
         assert_eq!(reached(|new| new.share_process_namespace = true), Reach::Group);
+        assert_eq!(reached(|new| new.host_pid = true), Reach::Group);
+        assert_eq!(reached(|new| new.host_network = true), Reach::Group);
         assert_eq!(
             reached(|new| new.containers[2].image = "other".into()),
             Reach::Group

@@ -638,6 +638,7 @@ impl Check {
                     }
                 }
                 VolumeSource::Nfs(nfs) => nfs.check(&path, &mut self.found),
+                VolumeSource::HostPath(volume) => volume.check(&path, &mut self.found),
                 VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) => {}
             }
         }

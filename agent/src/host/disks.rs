@@ -20,7 +20,10 @@ use crate::{
 fn disks_of(spec: &GroupSpec) -> impl Iterator<Item = (&str, &DiskVolume)> {
     spec.volumes.iter().filter_map(|volume| match &volume.source {
         VolumeSource::Disk(disk) => Some((volume.name.as_str(), disk)),
-        VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) | VolumeSource::Nfs(_) => None,
+        VolumeSource::EmptyDir { .. }
+        | VolumeSource::Files(_)
+        | VolumeSource::Nfs(_)
+        | VolumeSource::HostPath(_) => None,
     })
 }
 

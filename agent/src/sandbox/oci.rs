@@ -249,6 +249,12 @@ pub(super) fn field(group: &GroupSpec, path: &str, facts: &GroupFacts) -> Option
 }
 
 fn capabilities(container: &ContainerSpec) -> Result<Vec<String>> {
+    if container.privileged {
+        return Ok(ALL_CAPABILITIES
+            .iter()
+            .map(|name| format!("CAP_{name}"))
+            .collect());
+    }
     let normal = |name: &String| {
         let upper = name.to_ascii_uppercase();
         upper.strip_prefix("CAP_").unwrap_or(&upper).to_owned()
@@ -417,7 +423,9 @@ fn volume_mounts(
         let is_read_only = match &volume.source {
             VolumeSource::Disk(disk) => mount.read_only || disk.read_only,
             VolumeSource::Nfs(nfs) => mount.read_only || nfs.read_only,
-            VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) => mount.read_only,
+            VolumeSource::EmptyDir { .. } | VolumeSource::Files(_) | VolumeSource::HostPath(_) => {
+                mount.read_only
+            }
         };
         let mut options = vec![if is_read_only { "ro" } else { "rw" }.to_owned()];
         let kind = match &volume.source {
@@ -439,6 +447,10 @@ fn volume_mounts(
             }
             VolumeSource::Disk(_) => protocol::VOLUME_MOUNT_TYPE,
             VolumeSource::Nfs(_) => protocol::NFS_MOUNT_TYPE,
+            VolumeSource::HostPath(volume) => {
+                options.push(format!("type={}", volume.kind.name()));
+                protocol::HOST_PATH_MOUNT_TYPE
+            }
             // Nobody writes to them, as in Kubernetes.
             VolumeSource::Files(_) => {
                 options = vec!["ro".to_owned(), "nosuid".to_owned()];
@@ -451,7 +463,10 @@ fn volume_mounts(
         mounts.push(json!({
             "destination": mount.mount_path,
             "type": kind,
-            "source": volume.name,
+            "source": match &volume.source {
+                VolumeSource::HostPath(path) => &path.path,
+                _ => &volume.name,
+            },
             "options": options,
         }));
     }
@@ -474,12 +489,32 @@ fn volume_mounts(
 
 /// With a path a namespace is the sandbox's: protos/guest.proto, `CreateContainerRequest`.
 fn namespaces(group: &GroupSpec) -> Value {
-    let processes = if group.share_process_namespace {
-        json!({"type": "pid", "path": "/proc/1/ns/pid"})
-    } else {
-        json!({"type": "pid"})
-    };
-    json!([processes, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"}])
+    let mut namespaces = vec![json!({"type": "mount"}), json!({"type": "ipc"})];
+    if group.share_process_namespace {
+        namespaces.push(json!({"type": "pid", "path": "/proc/1/ns/pid"}));
+    } else if !group.host_pid {
+        namespaces.push(json!({"type": "pid"}));
+    }
+    if !group.host_network {
+        namespaces.push(json!({"type": "uts"}));
+    }
+    namespaces.into()
+}
+
+/// Takes away what keeps a container from the guest it is in.
+fn set_privileged(spec: &mut Value) {
+    let linux = &mut spec["linux"];
+    linux["maskedPaths"] = json!([]);
+    linux["readonlyPaths"] = json!([]);
+    linux["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+    linux["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    for mount in spec["mounts"].as_array_mut().into_iter().flatten() {
+        if ["sysfs", "cgroup"].map(Value::from).contains(&mount["type"])
+            && let Some(options) = mount["options"].as_array_mut()
+        {
+            options.retain(|option| option != "ro");
+        }
+    }
 }
 
 /// The whole `config.json` of a container.
@@ -554,7 +589,7 @@ pub fn container_spec(
             "shares": (u64::from(size.cpu_milli) * 1024 / 1000).max(2),
         });
     }
-    let spec = json!({
+    let mut spec = json!({
         "ociVersion": "1.1.0",
         "process": process(container, &expanded, &env)?,
         "root": {"path": "rootfs", "readonly": container.read_only_root},
@@ -574,6 +609,9 @@ pub fn container_spec(
             "readonlyPaths": READONLY_PATHS,
         },
     });
+    if container.privileged {
+        set_privileged(&mut spec);
+    }
     serde_json::from_value(spec).map_err(|error| {
         Error::with_source(
             ErrorKind::InvalidArgument,
@@ -612,6 +650,7 @@ pub fn exec_process(container: &Spec, command: &[String], tty: bool) -> Result<P
 mod tests {
     use super::*;
     use crate::group::{
+        host_path::{HostPathKind, HostPathVolume},
         nfs::NfsVolume,
         spec::{EnvVar, Size, VolumeDevice, VolumeSpec, testing},
     };
@@ -703,11 +742,63 @@ mod tests {
         let mut group = testing::group("g", 1);
         let build = |group: &GroupSpec| {
             let spec = container_spec(group, &group.containers[0], "c", &resolved(&["x"]), &facts()).unwrap();
-            serde_json::to_value(&spec).unwrap()["linux"]["namespaces"][0].clone()
+            serde_json::to_value(&spec).unwrap()["linux"]["namespaces"].clone()
         };
-        assert_eq!(build(&group), json!({"type": "pid"}));
+        let (mount, ipc, uts) = (
+            json!({"type": "mount"}),
+            json!({"type": "ipc"}),
+            json!({"type": "uts"}),
+        );
+        assert_eq!(build(&group), json!([mount, ipc, {"type": "pid"}, uts]));
         group.share_process_namespace = true;
-        assert_eq!(build(&group), json!({"type": "pid", "path": "/proc/1/ns/pid"}));
+        let shared = json!({"type": "pid", "path": "/proc/1/ns/pid"});
+        assert_eq!(build(&group), json!([mount, ipc, shared, uts]));
+        (group.share_process_namespace, group.host_pid, group.host_network) = (false, true, true);
+        assert_eq!(build(&group), json!([mount, ipc]));
+    }
+
+    #[test]
+    fn nothing_of_the_guest_is_kept_from_a_privileged_container() {
+        let mut group = testing::group("g", 1);
+        group.volumes = vec![VolumeSpec {
+            name: "v".into(),
+            source: VolumeSource::HostPath(HostPathVolume {
+                path: "/var/lib/x".into(),
+                kind: HostPathKind::DirectoryOrCreate,
+            }),
+        }];
+        group.containers[0].privileged = true;
+        group.containers[0].volume_mounts = vec![VolumeMount {
+            name: "v".into(),
+            mount_path: "/x".into(),
+            sub_path: None,
+            is_sub_path_expr: false,
+            read_only: true,
+        }];
+        let spec = container_spec(&group, &group.containers[0], "c", &resolved(&["x"]), &facts()).unwrap();
+        assert_eq!(caps(&spec).len(), ALL_CAPABILITIES.len());
+        let value = serde_json::to_value(&spec).unwrap();
+        let linux = &value["linux"];
+        assert_eq!(
+            (&linux["maskedPaths"], &linux["readonlyPaths"]),
+            (&json!([]), &json!([]))
+        );
+        assert_eq!(linux["seccomp"]["defaultAction"], "SCMP_ACT_ALLOW");
+        assert_eq!(linux["resources"]["devices"][0]["allow"], true);
+        assert_eq!(linux["resources"]["unified"]["memory.oom.group"], "1");
+        let mounts = value["mounts"].as_array().unwrap();
+        for mount in mounts.iter().filter(|mount| mount["destination"] != "/x") {
+            assert!(
+                !mount["options"].as_array().unwrap().contains(&json!("ro")),
+                "{mount}"
+            );
+        }
+        let path = mounts.last().unwrap();
+        assert_eq!(
+            (&path["type"], &path["source"]),
+            (&json!("hostpath"), &json!("/var/lib/x"))
+        );
+        assert_eq!(path["options"], json!(["ro", "type=DirectoryOrCreate"]));
     }
 
     #[test]

@@ -161,7 +161,8 @@ fn make(parts: &HostParts, id: &GroupId, volume: &VolumeSpec, is_device: bool) -
         VolumeSource::EmptyDir { .. }
         | VolumeSource::Files(_)
         | VolumeSource::Disk(_)
-        | VolumeSource::Nfs(_) => Err(Error::new(
+        | VolumeSource::Nfs(_)
+        | VolumeSource::HostPath(_) => Err(Error::new(
             ErrorKind::Internal,
             format!("volume {} has no file of its own", volume.name),
         )),

@@ -6,6 +6,7 @@
 pub mod capabilities;
 pub mod cgroup;
 pub mod command;
+pub mod devices;
 pub mod freezer;
 pub mod mounts;
 pub mod pause;

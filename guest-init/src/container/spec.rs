@@ -189,11 +189,28 @@ pub struct Resources {
     pub cpu: Option<Cpu>,
     /// Process limit.
     pub pids: Option<Pids>,
+    /// Which devices may be used: only whether the last rule allows all counts, as others are not there anyway.
+    pub devices: Vec<DeviceRule>,
     /// Block device limits.
     #[serde(rename = "blockIO")]
     pub block_io: Option<BlockIo>,
     /// cgroup v2 files and what to write to them.
     pub unified: BTreeMap<String, String>,
+}
+
+/// One of `linux.resources.devices`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct DeviceRule {
+    /// Or deny.
+    pub allow: bool,
+    /// `a`, `b` or `c`; none is `a`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Major number; none, or below 0, is all.
+    pub major: Option<i64>,
+    /// Minor number.
+    pub minor: Option<i64>,
 }
 
 /// `linux.resources.memory`, bytes; -1 is no limit.

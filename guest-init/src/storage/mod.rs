@@ -3,6 +3,7 @@
 
 mod attached;
 mod files;
+mod host_path;
 mod nfs;
 mod slice;
 mod subpath;
@@ -173,6 +174,10 @@ impl Storage {
                     let path = self.volume(index, mount)?;
                     pin(rootfs, index, mount, path, true)?
                 }
+                host_path::KIND => {
+                    let path = self.host_path(rootfs, index, mount)?;
+                    pin(rootfs, index, mount, path, true)?
+                }
                 files::KIND => {
                     let path = self.files(index, mount)?;
                     pin(rootfs, index, mount, path, false)?
@@ -335,6 +340,24 @@ impl Storage {
         let all = self.directory.join("files");
         fs::create_dir_all(&all).context(|| format!("make {}", all.display()))?;
         files::put(&all.join(name), files, gid)
+    }
+
+    /// A path of the guest; what is on the scratch slice is held by a mount.
+    fn host_path(&self, rootfs: &mut Rootfs, index: usize, mount: &mut spec::Mount) -> Result<PathBuf> {
+        let tree = self.scratch().join("host");
+        fs::create_dir_all(&tree).context(|| format!("make {}", tree.display()))?;
+        match host_path::find(index, mount, &tree)? {
+            host_path::Found::Own(path) => {
+                mount.options.push("rbind".to_owned());
+                Ok(path)
+            }
+            host_path::Found::InTree(found) => {
+                let target = rootfs.container.join("parts").join(format!("{index}-host"));
+                subpath::hold(&found, &target)?;
+                rootfs.pins.push(target.clone());
+                Ok(target)
+            }
+        }
     }
 
     /// The directory of a volume of files.

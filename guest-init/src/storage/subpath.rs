@@ -25,28 +25,34 @@ const INSIDE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICL
 pub(super) fn pin(field: &str, volume: &Path, below: &str, target: &Path, make: bool) -> Result<()> {
     let found = find(field, volume, below, make)?;
     let kind = FileType::from_raw_mode(fstat(&found).context(|| format!("look at {below:?}"))?.st_mode);
+    if !matches!(kind, FileType::Directory | FileType::RegularFile) {
+        return Err(Error::invalid(format!(
+            "{field} is {below:?}: that is neither a file nor a directory"
+        )));
+    }
+    hold(&found, target)
+}
+
+/// Mounts what was found at `target`, which is made.
+pub(super) fn hold(found: &OwnedFd, target: &Path) -> Result<()> {
     let action = || format!("make {}", target.display());
-    match kind {
-        FileType::Directory => fs::create_dir_all(target).context(action)?,
-        FileType::RegularFile => {
-            let parent = target.parent().unwrap_or(target);
-            fs::create_dir_all(parent).context(action)?;
-            let mut options = fs::OpenOptions::new();
-            options.write(true).create(true).truncate(false).mode(0o600);
-            options.open(target).context(action)?;
-        }
-        _ => {
-            return Err(Error::invalid(format!(
-                "{field} is {below:?}: that is neither a file nor a directory"
-            )));
-        }
+    let kind = FileType::from_raw_mode(fstat(found).context(action)?.st_mode);
+    if kind == FileType::Directory {
+        fs::create_dir_all(target).context(action)?;
+    } else {
+        let parent = target.parent().unwrap_or(target);
+        fs::create_dir_all(parent).context(action)?;
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        options.open(target).context(action)?;
     }
     let source = format!("/proc/self/fd/{}", found.as_raw_fd());
     mount(source, target, "", MountFlags::BIND, None)
-        .context(|| format!("mount {below:?} of {} at {}", volume.display(), target.display()))
+        .context(|| format!("mount a part of a volume at {}", target.display()))
 }
 
-fn find(field: &str, volume: &Path, below: &str, make: bool) -> Result<OwnedFd> {
+/// Finds what is at `below` in `volume`; makes directories there when nothing is and `make` is set.
+pub(super) fn find(field: &str, volume: &Path, below: &str, make: bool) -> Result<OwnedFd> {
     let is_plain = !below.is_empty()
         && Path::new(below)
             .components()

@@ -277,6 +277,56 @@ pub(crate) async fn a_shared_pid_namespace_is_cleared_with_its_container(guest: 
     guest.delete("c1", "").await.unwrap();
 }
 
+pub(crate) async fn paths_of_the_host_are_the_guests(guest: &Guest) {
+    let with = |script: &str, mounts: serde_json::Value| {
+        let mut spec = spec(&["sh", "-c", script]);
+        spec["mounts"] = mounts;
+        spec
+    };
+    let path = |destination: &str, source: &str, kind: &str| {
+        json!({"destination": destination, "type": "hostpath", "source": source,
+            "options": ["rw", format!("type={kind}")]})
+    };
+    let first = with(
+        "echo one >/a/one; echo two >/f; ls -l /zero | cut -c1; cmp /p/1/comm /proc/1/comm >/dev/null || echo another",
+        json!([
+            path("/a", "/var/x", "DirectoryOrCreate"),
+            path("/f", "/var/x/two", "FileOrCreate"),
+            path("/zero", "/dev/zero", "CharDevice"),
+            path("/p", "/proc", "Directory"),
+        ]),
+    );
+    let (status, out, err) = guest.run_to_end("c0", &first).await;
+    assert_eq!((out.as_str(), err.as_str(), status), ("c\nanother\n", "", 0));
+    // Another container finds it at the same place, by a part of it too.
+    let mut part = path("/part", "/var", "");
+    part["options"] = json!(["ro", "subpath=x/two"]);
+    let second = with(
+        "cat /v/x/one /part; touch /part 2>/dev/null || echo read-only",
+        json!([path("/v", "/var", ""), part]),
+    );
+    assert_eq!(guest.run_to_end("c1", &second).await.1, "one\ntwo\nread-only\n");
+    let missing = with("true", json!([path("/s", "/var/x/one", "Socket")]));
+    let refused = guest.create_status("c2", &missing).await.unwrap_err();
+    assert!(
+        refused
+            .message()
+            .contains("hostPath type check failed: /var/x/one is not a socket file"),
+        "{refused}"
+    );
+}
+
+pub(crate) async fn all_devices_are_a_containers_that_may_use_all(guest: &Guest) {
+    let mut spec = spec(&[
+        "sh",
+        "-c",
+        "[ -c /dev/kmsg ] && echo kmsg; ls /dev/shm | wc -l; [ -e /dev/pts/ptmx ] && echo own",
+    ]);
+    assert_eq!(guest.run_to_end("c1", &spec).await.1, "0\nown\n");
+    spec["linux"]["resources"] = json!({"devices": [{"allow": true, "access": "rwm"}]});
+    assert_eq!(guest.run_to_end("c1", &spec).await.1, "kmsg\n0\nown\n");
+}
+
 /// Prints the ids of the processes with this command line.
 const FIND: &str = "for p in /proc/[0-9]*; do [ \"$(tr '\\0' ' ' 2>/dev/null <$p/cmdline)\" = \"$1 \" ] && echo ${p#/proc/}; done";
 

@@ -1,5 +1,6 @@
 //! The cases, each a sentence about the system.
 
+pub(crate) mod allowed;
 pub(crate) mod death;
 pub(crate) mod doors;
 pub(crate) mod exec;

@@ -181,6 +181,12 @@ fn volumes(group: &Group) -> Value {
                 );
                 return Value::Object(object);
             }
+            VolumeSource::HostPath(volume) => {
+                object.insert("Type".into(), json!("HostPathVolume"));
+                object.insert("HostPathVolumePath".into(), json!(volume.path));
+                object.insert("HostPathVolumeType".into(), json!(volume.kind.name()));
+                return Value::Object(object);
+            }
             VolumeSource::Disk(disk) => {
                 object.extend(disk_volume(disk));
                 return Value::Object(object);

@@ -15,7 +15,7 @@ use super::{
     lifecycle::Role,
     network::{BANDWIDTHS, NetworkSpec},
     pod,
-    rules::Rules,
+    rules::{Allow, Rules},
     size::Wanted,
     spec::{
         ContainerSpec, DnsSpec, Door, EnvValue, EnvVar, GroupSpec, ImagePullPolicy, PortSpec,
@@ -61,7 +61,7 @@ pub fn to_group(params: &Params, rules: &Rules) -> Result<GroupSpec, Violations>
         for (index, item) in reader.list(list).iter().enumerate() {
             let size = read_size(item);
             wanted.push((role, size));
-            containers.push((convert_container(item, index, role), size));
+            containers.push((convert_container(item, index, role, &rules.allow), size));
         }
     }
     let own = read_size(&reader);
@@ -86,7 +86,9 @@ pub fn to_group(params: &Params, rules: &Rules) -> Result<GroupSpec, Violations>
             None
         }
     };
-    let volumes = reader.list("Volume").iter().map(convert_volume).collect();
+    let volumes = reader.list("Volume");
+    let volumes = volumes.iter().map(|item| convert_volume(item, &rules.allow));
+    let volumes = volumes.collect();
     let name = reader.required("ContainerGroupName");
     let hostname = reader
         .text("HostName")
@@ -175,6 +177,8 @@ pub fn to_group(params: &Params, rules: &Rules) -> Result<GroupSpec, Violations>
         active_deadline_seconds,
         registry_credentials,
         share_process_namespace,
+        host_pid: false,
+        host_network: false,
         sysctls,
         fs_group: None,
         supplemental_groups: SupplementalGroups::default(),
@@ -313,7 +317,7 @@ fn convert_dns(reader: &Reader<'_>) -> Option<DnsSpec> {
     }
 }
 
-fn convert_container(reader: &Reader<'_>, index: usize, role: Role) -> ContainerSpec {
+fn convert_container(reader: &Reader<'_>, index: usize, role: Role, allow: &Allow) -> ContainerSpec {
     if role == Role::Init {
         for field in ["Stdin", "StdinOnce", "Tty"] {
             if reader.flag(field) == Some(true) {
@@ -337,7 +341,8 @@ fn convert_container(reader: &Reader<'_>, index: usize, role: Role) -> Container
         );
     }
     let security = reader.object("SecurityContext");
-    if reader.flag("SecurityContextPrivileged") == Some(true) {
+    let privileged = reader.flag("SecurityContextPrivileged") == Some(true);
+    if privileged && !allow.privileged {
         reader.note(
             ViolationKind::Restricted,
             "SecurityContextPrivileged",
@@ -426,6 +431,7 @@ fn convert_container(reader: &Reader<'_>, index: usize, role: Role) -> Container
         read_only_root: security.flag("ReadOnlyRootFilesystem").unwrap_or(false),
         capabilities_add: security.object("Capability").texts("Add"),
         capabilities_drop: Vec::new(),
+        privileged,
         allow_privilege_escalation: true,
         stdin: reader.flag("Stdin").unwrap_or(false),
         stdin_once: reader.flag("StdinOnce").unwrap_or(false),
@@ -448,10 +454,11 @@ fn bounded(reader: &Reader<'_>, field: &str, most: usize) -> Vec<String> {
     texts
 }
 
-fn convert_volume(reader: &Reader<'_>) -> VolumeSpec {
+fn convert_volume(reader: &Reader<'_>, allow: &Allow) -> VolumeSpec {
     let kind = reader.required("Type");
     match kind.as_str() {
         "EmptyDirVolume" | "" => {}
+        "HostPathVolume" if allow.host_path => return volumes::host_path(reader),
         "HostPathVolume" => reader.note(
             ViolationKind::Restricted,
             "Type",

@@ -1,4 +1,5 @@
 use super::*;
+use crate::group::host_path::{HostPathKind, HostPathVolume};
 
 fn group(pairs: &[(&str, &str)]) -> Result<GroupSpec, Violations> {
     let base = [
@@ -42,6 +43,46 @@ fn init_containers_are_taken_over() {
         .map(|violation| violation.field.as_str())
         .collect();
     assert_eq!(fields, ["InitContainer.1.Tty", "InitContainer.1.Image"]);
+}
+
+#[test]
+fn what_is_restricted_is_taken_where_the_operator_allows_it() {
+    let pairs = [
+        ("ContainerGroupName", "web"),
+        ("Container.1.Image", "a"),
+        ("Container.1.SecurityContextPrivileged", "true"),
+        ("Volume.1.Name", "v"),
+        ("Volume.1.Type", "HostPathVolume"),
+        ("Volume.1.HostPathVolume.Path", "/var/lib/v"),
+        ("Volume.1.HostPathVolume.Type", "Directory"),
+    ];
+    let params = Params::parse(pairs).unwrap();
+    let found = to_group(&params, &Rules::default()).unwrap_err();
+    assert!(
+        found
+            .0
+            .iter()
+            .all(|found| found.kind == ViolationKind::Restricted),
+        "{found}"
+    );
+    assert_eq!(found.0.len(), 2, "{found}");
+    let rules = Rules {
+        allow: Allow {
+            privileged: true,
+            host_path: true,
+            ..Allow::default()
+        },
+        ..Rules::default()
+    };
+    let spec = to_group(&params, &rules).unwrap();
+    assert!(spec.containers[0].privileged);
+    assert_eq!(
+        spec.volumes[0].source,
+        VolumeSource::HostPath(HostPathVolume {
+            path: "/var/lib/v".into(),
+            kind: HostPathKind::Directory,
+        })
+    );
 }
 
 #[test]

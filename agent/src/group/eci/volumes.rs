@@ -10,6 +10,7 @@ use super::params::Reader;
 use crate::group::{
     disk::{self, Said, Words},
     files::{self, FileItem, FileOrigin, FileSource, FileVolume},
+    host_path::{HostPathKind, HostPathVolume},
     nfs::NfsVolume,
     spec::{VolumeSource, VolumeSpec},
     violation::ViolationKind,
@@ -39,6 +40,23 @@ pub(super) fn config_files(reader: &Reader<'_>) -> VolumeSpec {
     VolumeSpec {
         name,
         source: VolumeSource::Files(FileVolume { origin, files }),
+    }
+}
+
+/// A volume of type `HostPathVolume`.
+pub(super) fn host_path(reader: &Reader<'_>) -> VolumeSpec {
+    let volume = reader.object("HostPathVolume");
+    let kind = HostPathKind::parse(volume.word("Type").unwrap_or_default()).unwrap_or_else(|valid| {
+        let given = volume.word("Type").unwrap_or_default();
+        volume.note(ViolationKind::Invalid, "Type", given, &valid);
+        HostPathKind::Any
+    });
+    VolumeSpec {
+        name: reader.required("Name"),
+        source: VolumeSource::HostPath(HostPathVolume {
+            path: volume.required("Path"),
+            kind,
+        }),
     }
 }
 

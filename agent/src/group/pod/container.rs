@@ -230,13 +230,9 @@ fn security(
         windows_options,
     } = context;
     let path = format!("{path}.securityContext");
-    if privileged == Some(true) {
-        found.add(
-            ViolationKind::Restricted,
-            format!("{path}.privileged"),
-            "true",
-            "not supported; add the capabilities needed to securityContext.capabilities.add",
-        );
+    if privileged == Some(true) && allow_privilege_escalation == Some(false) {
+        let problem = "not false with privileged; valid: true, or no privileged";
+        found.invalid(format!("{path}.allowPrivilegeEscalation"), false, problem);
     }
     for (refused, field, instead) in [
         (
@@ -310,6 +306,7 @@ fn security(
         read_only_root: read_only_root_filesystem.unwrap_or(false),
         capabilities_add: plain(add),
         capabilities_drop: plain(drop),
+        privileged: privileged.unwrap_or(false),
         allow_privilege_escalation: allow_privilege_escalation.unwrap_or(true),
         stdin: false,
         stdin_once: false,

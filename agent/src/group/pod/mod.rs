@@ -189,15 +189,19 @@ fn convert(
         }
     };
     restrict(
-        host_network == Some(true),
+        host_network == Some(true) && !rules.allow.host_network,
         "spec.hostNetwork",
         "not supported: a group has its own network; reach it by its address",
     );
     restrict(
-        host_pid == Some(true),
+        host_pid == Some(true) && !rules.allow.host_pid,
         "spec.hostPID",
-        "not supported: a group is a virtual machine of its own",
+        "not supported: a group is a virtual machine of its own; valid: shareProcessNamespace",
     );
+    if host_pid == Some(true) && share_process_namespace == Some(true) {
+        let problem = "not together with hostPID; valid: one of the two";
+        found.invalid("spec.shareProcessNamespace", true, problem);
+    }
 
     let security = security_context.unwrap_or_default();
     pod_security(&security, found);
@@ -247,6 +251,14 @@ fn convert(
         for (index, container) in containers.into_iter().enumerate() {
             let path = format!("spec.{list}[{index}]");
             let (container, sizes) = container::convert(container, &path, place, &security, &sources, found);
+            if container.privileged && !rules.allow.privileged {
+                found.add(
+                    ViolationKind::Restricted,
+                    format!("{path}.securityContext.privileged"),
+                    "true",
+                    "not supported; add the capabilities needed to securityContext.capabilities.add",
+                );
+            }
             wanted.push((container.lifecycle.role, sizes.wanted));
             limits.push(sizes.limit);
             converted.push(container);
@@ -287,7 +299,7 @@ fn convert(
             .unwrap_or_default()
             .into_iter()
             .enumerate()
-            .map(|(index, volume)| volumes::convert(volume, index, &sources, found))
+            .map(|(index, volume)| volumes::convert(volume, index, &sources, &rules.allow, found))
             .collect(),
         restart_policy: convert_restart_policy(restart_policy.as_deref(), found),
         size,
@@ -302,6 +314,8 @@ fn convert(
         active_deadline_seconds,
         registry_credentials: Vec::new(),
         share_process_namespace: share_process_namespace.unwrap_or(false),
+        host_pid: host_pid.unwrap_or(false),
+        host_network: host_network.unwrap_or(false),
         sysctls,
         fs_group,
         supplemental_groups,

@@ -3,8 +3,8 @@
 use k8s_openapi::{
     api::core::v1::{
         ConfigMapProjection, ConfigMapVolumeSource, DownwardAPIProjection, DownwardAPIVolumeFile,
-        DownwardAPIVolumeSource, EmptyDirVolumeSource, FlexVolumeSource, KeyToPath, NFSVolumeSource,
-        ProjectedVolumeSource, SecretProjection, SecretVolumeSource, Volume,
+        DownwardAPIVolumeSource, EmptyDirVolumeSource, FlexVolumeSource, HostPathVolumeSource, KeyToPath,
+        NFSVolumeSource, ProjectedVolumeSource, SecretProjection, SecretVolumeSource, Volume,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -16,8 +16,10 @@ use super::{
 use crate::group::{
     disk::{self, DiskVolume},
     files::{FileItem, FileOrigin, FileSource, FileVolume},
+    host_path::{HostPathKind, HostPathVolume},
     nfs::NfsVolume,
     quantity,
+    rules::Allow,
     spec::{VolumeSource, VolumeSpec},
     violation::{ViolationKind, Violations},
 };
@@ -31,6 +33,7 @@ pub(super) fn convert(
     volume: Volume,
     index: usize,
     sources: &Sources<'_>,
+    allow: &Allow,
     found: &mut Violations,
 ) -> VolumeSpec {
     let path = format!("spec.volumes[{index}]");
@@ -47,6 +50,7 @@ pub(super) fn convert(
             "emptyDir" | "configMap" | "secret" | "projected" | "downwardAPI" | "nfs" | "flexVolume" => {
                 continue;
             }
+            "hostPath" if allow.host_path => continue,
             "hostPath" => (
                 ViolationKind::Restricted,
                 "not supported: use emptyDir, or bring the files in the image".to_owned(),
@@ -82,6 +86,17 @@ pub(super) fn convert(
         return VolumeSpec {
             name: volume.name,
             source: VolumeSource::Disk(flex_volume(flex, &format!("{path}.flexVolume"), found)),
+        };
+    }
+    if let Some(HostPathVolumeSource { path: host, type_ }) = volume.host_path {
+        let given = type_.unwrap_or_default();
+        let kind = HostPathKind::parse(&given).unwrap_or_else(|valid| {
+            found.invalid(format!("{path}.hostPath.type"), given, valid);
+            HostPathKind::Any
+        });
+        return VolumeSpec {
+            name: volume.name,
+            source: VolumeSource::HostPath(HostPathVolume { path: host, kind }),
         };
     }
     if let Some(NFSVolumeSource {

@@ -47,7 +47,10 @@ fn content(bytes: &[u8]) -> FileSource {
 fn files(group: &GroupSpec, index: usize) -> &FileVolume {
     match &group.volumes[index].source {
         VolumeSource::Files(files) => files,
-        other @ (VolumeSource::EmptyDir { .. } | VolumeSource::Disk(_) | VolumeSource::Nfs(_)) => {
+        other @ (VolumeSource::EmptyDir { .. }
+        | VolumeSource::Disk(_)
+        | VolumeSource::Nfs(_)
+        | VolumeSource::HostPath(_)) => {
             panic!("{other:?} is no volume of files")
         }
     }

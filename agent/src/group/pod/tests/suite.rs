@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_yaml_ng::{Mapping, Value};
 
 use super::*;
+use crate::group::rules::Allow;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,6 +19,9 @@ struct Shape {
     /// Fields with mistakes; none: accepted.
     #[serde(default)]
     refused: BTreeSet<String>,
+    /// What the operator allows.
+    #[serde(default)]
+    allow: Allow,
     /// Why it is refused although Kubernetes takes it.
     #[serde(default)]
     differs: Option<String>,
@@ -51,7 +55,11 @@ impl Shape {
                 return (fields, error.to_string());
             }
         };
-        match to_group(pod, &Rules::default()) {
+        let rules = Rules {
+            allow: self.allow.clone(),
+            ..Rules::default()
+        };
+        match to_group(pod, &rules) {
             Ok(_) => (BTreeSet::new(), String::new()),
             Err(found) => {
                 let fields = found.0.iter().map(|violation| violation.field.clone());
