@@ -261,3 +261,37 @@ fn handler(handler: &Handler) -> HandlerMessage {
         ..HandlerMessage::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_arrive_as_they_are_wanted() {
+        for is_https in [false, true] {
+            let get = Handler::HttpGet {
+                is_https,
+                host: None,
+                port: 8443,
+                path: "/ready".into(),
+                headers: vec![("A".into(), "b".into())],
+            };
+            let lifecycle = Lifecycle {
+                pre_stop: Some(get),
+                ..Lifecycle::default()
+            };
+            let message = message(&lifecycle, 1);
+            let Some(HandlerKind::HttpGet(get)) = message.pre_stop.kind.clone() else {
+                panic!("{message}");
+            };
+            assert_eq!(
+                (get.is_https, get.port, get.path.as_str()),
+                (is_https, 8443, "/ready")
+            );
+            assert_eq!(
+                (get.headers[0].name.as_str(), get.headers[0].value.as_str()),
+                ("A", "b")
+            );
+        }
+    }
+}
