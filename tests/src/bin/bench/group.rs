@@ -46,11 +46,22 @@ pub(crate) fn measure(ground: &Ground, summary: &mut Summary) -> Result<()> {
         add_starts(summary, "create", &starts, &cold_f);
         print_phases(&agent, "standby")?;
     }
+    measure_templates(ground, summary, Some(&cold_f))
+}
+
+/// Groups that go on from a template, one after the other and many at once, without those that boot to compare them with.
+pub(crate) fn measure_crowd(ground: &Ground, summary: &mut Summary) -> Result<()> {
+    measure_templates(ground, summary, None)
+}
+
+fn measure_templates(ground: &Ground, summary: &mut Summary, cold_f: Option<&Samples>) -> Result<()> {
     let agent = Agent::start(Starts::Template)?;
     let manifest = agent.write("group.yaml", &manifest(NAME))?;
     warm_up(&agent, &manifest)?;
     let starts = series(ground, &agent, &manifest, 0)?;
-    add_starts(summary, "create_miss", &starts, &cold_f);
+    if let Some(cold_f) = cold_f {
+        add_starts(summary, "create_miss", &starts, cold_f);
+    }
     print_phases(&agent, "template")?;
     let create_g = starts.times(|start| Some(start.running));
     crowd::measure(&agent, create_g.percentile(50), summary)

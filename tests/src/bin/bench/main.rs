@@ -40,7 +40,8 @@ usage: bench [OPTION...]
   --summary FILE    also write the figures there, as JSON
   --only GROUP,...  measure only these: group, fork, boot, floor, answer, exit,
                     memory (all); profile shows the kernel's own account of one boot,
-                    trace who used the processor while one group started
+                    trace who used the processor while one group started,
+                    crowd only the part of group with many at once
   --trace FILE      what trace saw, event by event; with --only answer: one restore
   --trace-events E  more events for it, as kvm/kvm_exit,raw_syscalls
   --rounds N        starts per phase of the host's tick, of which there are 8 (3)
@@ -129,7 +130,7 @@ fn parse() -> Result<Option<Options>> {
 type Measurement = fn(&Ground, &mut Summary) -> Result<()>;
 
 /// In the order of the table.
-const GROUPS: [(&str, Measurement); 9] = [
+const GROUPS: [(&str, Measurement); 10] = [
     ("group", group::measure),
     ("fork", fork::measure),
     ("boot", boot::measure_boot),
@@ -139,10 +140,11 @@ const GROUPS: [(&str, Measurement); 9] = [
     ("memory", memory::measure),
     ("profile", boot::profile),
     ("trace", trace::measure),
+    ("crowd", group::measure_crowd),
 ];
 
 /// Measured only when asked for.
-const EXTRAS: [&str; 2] = ["profile", "trace"];
+const EXTRAS: [&str; 3] = ["profile", "trace", "crowd"];
 
 /// Runs the measurements; one that fails does not keep the others from running. Whether all goals are met.
 fn run(options: &Options) -> Result<bool> {
