@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::agent::{Agent, Processes};
+use crate::ground::Ground;
 use crate::group::{kvm_tables_kib, manifest};
 use crate::memory::kib;
 use crate::stats::Samples;
 use crate::summary::{Figure, Summary};
+use crate::trace;
 
 /// Groups of the crowd.
 const N: usize = 50;
 
 /// With the median of a single group's start (create to running), milliseconds.
-pub(crate) fn measure(agent: &Agent, single_ms: f64, summary: &mut Summary) -> Result<()> {
+pub(crate) fn measure(ground: &Ground, agent: &Agent, single_ms: f64, summary: &mut Summary) -> Result<()> {
     let names: Vec<String> = (1..=N).map(|number| format!("crowd-{number}")).collect();
     let manifests = names
         .iter()
@@ -24,7 +26,14 @@ pub(crate) fn measure(agent: &Agent, single_ms: f64, summary: &mut Summary) -> R
     let tables_before = kvm_tables_kib()?;
     let mut times = Samples::default();
     let mut ids = Vec::new();
-    for started in start_all(agent, &manifests) {
+    let starts = if ground.trace.is_some() {
+        let (starts, events) = trace::record(ground, || Ok(start_all(agent, &manifests)))?;
+        trace::print_programs(&events);
+        starts
+    } else {
+        start_all(agent, &manifests)
+    };
+    for started in starts {
         match started {
             Ok((id, took)) => {
                 times.add(took.as_secs_f64() * 1e3);

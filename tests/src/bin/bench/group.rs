@@ -64,7 +64,7 @@ fn measure_templates(ground: &Ground, summary: &mut Summary, cold_f: Option<&Sam
     }
     print_phases(&agent, "template")?;
     let create_g = starts.times(|start| Some(start.running));
-    crowd::measure(&agent, create_g.percentile(50), summary)
+    crowd::measure(ground, &agent, create_g.percentile(50), summary)
 }
 
 /// The slow path has no goal.

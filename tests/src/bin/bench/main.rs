@@ -42,7 +42,8 @@ usage: bench [OPTION...]
                     memory (all); profile shows the kernel's own account of one boot,
                     trace who used the processor while one group started,
                     crowd only the part of group with many at once
-  --trace FILE      what trace saw, event by event; with --only answer: one restore
+  --trace FILE      what trace saw, event by event; with --only answer: one restore,
+                    with --only crowd: all starts of the crowd
   --trace-events E  more events for it, as kvm/kvm_exit,raw_syscalls
   --rounds N        starts per phase of the host's tick, of which there are 8 (3)
   --rival no        leave the rival out: for comparing two builds of ours

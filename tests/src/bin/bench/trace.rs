@@ -37,10 +37,15 @@ pub(crate) fn measure(ground: &Ground, _: &mut Summary) -> Result<()> {
         start.running.as_secs_f64() * 1e3,
         start.exec_result.as_secs_f64() * 1e3
     );
-    for (name, ms) in by_program(&events) {
+    print_programs(&events);
+    Ok(())
+}
+
+/// The processor time of each program, counted ms.
+pub(crate) fn print_programs(events: &str) {
+    for (name, ms) in by_program(events) {
         println!("{ms:9.3} {name}");
     }
-    Ok(())
 }
 
 /// Does `what` and returns the events meanwhile, too; with a file, they go there.
