@@ -77,7 +77,7 @@ pub(crate) fn what_is_allowed_is_the_guests_and_never_the_hosts(stage: &mut Stag
         ),
         (
             "all",
-            "[ -b /dev/vda ] && [ -c /dev/kmsg ] && head -c 4096 /dev/vda | wc -c",
+            "set -- /dev/vdb[0-9]*; [ -b $1 ] && [ -c /dev/kmsg ] && head -c 4096 $1 | wc -c",
             "4096\n",
         ),
         ("plain", "[ -e /dev/vda ] || echo none", "none\n"),
