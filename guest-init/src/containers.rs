@@ -132,7 +132,16 @@ impl Containers {
             ));
         }
         let mut storage = self.storage();
-        let rootfs = storage.create_rootfs(id, image, &mut spec.mounts, parts)?;
+        let rootfs = match storage.create_rootfs(id, image, &mut spec.mounts, parts) {
+            Ok(rootfs) => rootfs,
+            Err(error) => {
+                // It may have been mounted: what was says that it must not be mounted again.
+                if storage.has_layer(id) {
+                    discard(&storage, id);
+                }
+                return Err(error);
+            }
+        };
         let cgroup = match self.resources.hierarchy.create(id, &spec.linux.resources) {
             Ok(cgroup) => cgroup,
             Err(error) => {

@@ -247,6 +247,12 @@ impl Storage {
         }
     }
 
+    /// Whether there is a writable layer of container `id`.
+    #[must_use]
+    pub fn has_layer(&self, id: &str) -> bool {
+        self.scratch().join("containers").join(id).exists()
+    }
+
     /// Moves the writable layer of container `id` out of the way, so that the id can be used again at once, and gives
     /// where it is now, to be removed at leisure.
     ///

@@ -314,6 +314,9 @@ pub(crate) async fn paths_of_the_host_are_the_guests(guest: &Guest) {
             .contains("hostPath type check failed: /var/x/one is not a socket file"),
         "{refused}"
     );
+    // Nothing of it is left in the way of another one of its name.
+    let next = with("echo next", json!([path("/s", "/var/x/one", "File")]));
+    assert_eq!(guest.run_to_end("c2", &next).await.1, "next\n");
 }
 
 pub(crate) async fn all_devices_are_a_containers_that_may_use_all(guest: &Guest) {
