@@ -182,12 +182,17 @@ pub struct NetworkConfig {
     pub bridge: String,
     /// Subnet of the groups, IPv4 CIDR; the first address is the bridge's.
     pub subnet: String,
+    /// IPv6 network of the groups, a prefix of unique local or of routed addresses, such as fd00:89::/64; the first address is
+    /// the bridge's. Empty: groups have no IPv6.
+    pub subnet6: String,
     /// MTU of bridge, taps and guests.
     pub mtu: u16,
     /// Name servers of groups without their own; empty = the host's, without loopback ones.
     pub nameservers: Vec<IpAddr>,
     /// Masquerade what leaves the subnet.
     pub masquerade: bool,
+    /// Masquerade what leaves `subnet6`; switched off where that network is routed to this host.
+    pub masquerade6: bool,
     /// Domain of the Kubernetes cluster, in which Pods with a subdomain have their names.
     pub cluster_domain: String,
 }
@@ -368,9 +373,11 @@ impl Default for NetworkConfig {
             enabled: true,
             bridge: "eci0".into(),
             subnet: "10.89.0.0/16".into(),
+            subnet6: String::new(),
             mtu: 1500,
             nameservers: Vec::new(),
             masquerade: true,
+            masquerade6: true,
             cluster_domain: "cluster.local".into(),
         }
     }

@@ -42,6 +42,7 @@ use crate::{
         disk::DiskId,
         driver::{Driver, GroupHandle, Published},
         images::Images,
+        network::wants_ipv6,
         rules::Rules,
         size::SizeTable,
         spec::{Door, GroupSpec, ImagePullPolicy, RegistryCredential, Size},
@@ -270,13 +271,12 @@ impl Host {
             None => self.parts.standbys.take(Shape::of(spec.size, &self.parts.config)),
         };
         let (id, ip) = match &standby {
-            Some(standby) => (standby.id.clone(), standby.ip),
+            Some(standby) => (standby.id.clone(), standby.ip.map(|ip| ip.v4)),
             None => (random::group_id()?, self.parts.network.reserve()?),
         };
-        let mut status = GroupStatus {
-            ip: ip.map(|ip| ip.to_string()),
-            ..GroupStatus::new(&spec, now)
-        };
+        let ip = ip.map(|ip| self.parts.network.addresses(ip, wants_ipv6(&spec)));
+        let mut status = GroupStatus::new(&spec, now);
+        status.show_addresses(ip);
         let mut containers = vec![ContainerRecord::default(); spec.containers.len()];
         if let Some(snapshot) = snapshot {
             status.initialized = true;
@@ -293,7 +293,8 @@ impl Host {
             }
         }
         let record = Record {
-            ip,
+            ip: ip.map(|ip| ip.v4),
+            ip6: ip.and_then(|ip| ip.v6),
             deleting: None,
             sandbox_running: false,
             restarting: None,

@@ -3,7 +3,12 @@
 
 mod moments;
 
-use std::{fmt, net::Ipv4Addr, path::Path, sync::Arc};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+    sync::Arc,
+};
 
 pub use moments::{HALT_VARIABLE, Moments};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
@@ -16,6 +21,7 @@ use crate::{
         spec::GroupSpec,
         status::{Group, GroupId},
     },
+    network::Addresses,
     snapshots::SnapshotId,
 };
 
@@ -37,6 +43,9 @@ pub struct Record {
     pub group: Group,
     /// Its address; leased as long as the record exists.
     pub ip: Option<Ipv4Addr>,
+    /// Its IPv6 address, where it has one: it is bound to the other.
+    #[serde(default)]
+    pub ip6: Option<Ipv6Addr>,
     /// Its end is wanted, with so many seconds of grace.
     pub deleting: Option<u64>,
     /// Its sandbox was started and not stopped.
@@ -64,6 +73,16 @@ pub struct Record {
     pub restores: Option<SnapshotId>,
     /// One per container, same order.
     pub containers: Vec<ContainerRecord>,
+}
+
+impl Record {
+    /// All its addresses.
+    pub fn addresses(&self) -> Option<Addresses> {
+        Some(Addresses {
+            v4: self.ip?,
+            v6: self.ip6,
+        })
+    }
 }
 
 /// The guest has told nothing yet.
@@ -323,6 +342,7 @@ mod tests {
                 spec,
             },
             ip: Some(Ipv4Addr::new(10, 89, 0, 2)),
+            ip6: None,
             deleting: None,
             sandbox_running: false,
             restarting: None,

@@ -120,6 +120,7 @@ unsafe_sysctls = ["net.core.*", "vm.max_map_count"]
 [network]
 bridge = "ecitest0"
 subnet = "10.88.0.0/16"
+subnet6 = "fd00:88::/64"
 
 [image]
 insecure_registries = ["{registry}"]
@@ -146,6 +147,17 @@ peers = ["0.0.0.0/0"]
 [[security_group]]
 id = "{SILENT_GROUP}"
 egress = [{{ protocol = "tcp", ports = ["{OPEN_PORT}"], peers = ["{SECURITY_GROUP}"] }}]
+
+[[security_group]]
+id = "sg-six"
+
+[[security_group.ingress]]
+protocol = "tcp"
+ports = ["{OPEN_PORT}"]
+peers = ["fd00:88::1", "fd00:99::/64", "sg-six-friends"]
+
+[[security_group]]
+id = "sg-six-friends"
 "#,
             state = state_dir.display(),
             run = dir.join("run").display(),

@@ -72,6 +72,9 @@ fn main() -> ExitCode {
             input_ends_where_the_caller_ends_it,
             what_cannot_be_run_is_named,
         },
+        ipv6::{
+            groups_speak_ipv6_as_they_are_allowed,
+        },
         network::{
             groups_are_reached_as_they_are_allowed,
         },

@@ -73,6 +73,7 @@ fn running(id: GroupId, spec: GroupSpec, at_ms: u64) -> Group {
             created_at_ms: at_ms,
             started_at_ms: Some(at_ms),
             finished_at_ms: None,
+            ip6: Some("fd00:89::a59:2".into()),
             ip: Some("10.89.0.2".into()),
             initialized: true,
             conditions: Vec::new(),
@@ -223,9 +224,17 @@ impl Engine for FakeEngine {
         Ok(id)
     }
 
-    /// Knows no security groups.
+    /// Knows no security groups, and has no IPv6.
     async fn check(&self, spec: &GroupSpec) -> Result<()> {
         let mut found = Violations::default();
+        if spec.network.ipv6 == Some(true) {
+            found.add(
+                ViolationKind::NoIpv6,
+                network::ipv6_field(spec.door),
+                1,
+                "valid: none",
+            );
+        }
         for id in &spec.network.security_groups {
             let field = network::security_group_field(spec.door);
             found.add(ViolationKind::UnknownSecurityGroup, field, id, "valid: none");

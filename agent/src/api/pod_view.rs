@@ -36,11 +36,17 @@ use crate::group::{
 /// Annotation with the group's id.
 const ID_ANNOTATION: &str = "k8s.aliyun.com/eci-instance-id";
 
+/// Annotation with its IPv6 address.
+pub(super) const IPV6_ANNOTATION: &str = "k8s.aliyun.com/allocated-ipv6Address";
+
 /// The whole Pod.
 pub(super) fn pod(group: &Group, node_name: &str) -> Pod {
     let spec = &group.spec;
     let mut annotations = spec.annotations.clone();
     annotations.insert(ID_ANNOTATION.into(), group.id.to_string());
+    if let Some(ip) = &group.status.ip6 {
+        annotations.insert(IPV6_ANNOTATION.into(), ip.clone());
+    }
     Pod {
         metadata: ObjectMeta {
             name: Some(spec.name.clone()),
@@ -126,7 +132,10 @@ fn pod_status(group: &Group) -> PodStatus {
         message: text(&status.message),
         reason: text(&status.reason),
         pod_ip: status.ip.clone(),
-        pod_ips: status.ip.as_ref().map(|ip| vec![PodIP { ip: ip.clone() }]),
+        pod_ips: status
+            .ip
+            .as_ref()
+            .map(|_| status.ips().map(|ip| PodIP { ip: ip.to_owned() }).collect()),
         start_time: time(status.started_at_ms.unwrap_or(status.created_at_ms)),
         init_container_statuses: (!inits.is_empty()).then(|| view(inits)),
         container_statuses: Some(view(containers)),
@@ -606,6 +615,7 @@ spec:
         let mut group = web();
         group.spec = spec.clone();
         let mut again = pod_door::to_group(pod(&group, "n"), &table).unwrap();
+        again.annotations.remove(IPV6_ANNOTATION);
         assert_eq!(
             again.annotations.remove(ID_ANNOTATION).as_deref(),
             Some(group.id.as_str())

@@ -47,7 +47,7 @@ fn render(group: &Group) -> String {
         }
     };
     optional("Message", Some(status.message.clone()));
-    optional("Address", status.ip.clone());
+    optional("Address", Some(status.ips().collect::<Vec<_>>().join(", ")));
     optional("Security", Some(spec.network.security_groups.join(", ")));
     optional("Bandwidth", bandwidth(spec));
     optional("Size", Some(size::text(spec.size)));
@@ -128,7 +128,7 @@ fn nested(name: &str, value: &str) -> String {
 fn port_text(port: &PortSpec) -> String {
     let own = format!("{}/{}", port.port, port.protocol);
     match (port.host_ip, port.host_port) {
-        (Some(ip), Some(host)) => format!("{own} (the host's {ip}:{host})"),
+        (Some(ip), Some(host)) => format!("{own} (the host's {})", std::net::SocketAddr::new(ip, host)),
         (None, Some(host)) => format!("{own} (the host's {host})"),
         (_, None) => own,
     }

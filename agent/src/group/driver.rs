@@ -5,7 +5,7 @@ mod health;
 mod refresh;
 mod update;
 
-use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -474,7 +474,7 @@ impl Driver {
             Arc::clone(&self.parts),
             self.id.clone(),
             Arc::clone(&self.spec),
-            self.record.ip,
+            self.record.addresses(),
         );
         match action {
             Action::StartSandbox => {
@@ -529,7 +529,7 @@ impl Driver {
             spec: Arc::clone(&self.spec),
             index,
             run: self.record.containers[index].runs.checked_sub(1)?,
-            ip: self.record.ip,
+            ip: self.record.addresses(),
             connection: self.connection.clone()?,
             is_captured: self.record.containers[index].is_captured,
             writers: self.writers.clone(),
@@ -915,7 +915,7 @@ impl Driver {
     /// Writes the state down, then shows it.
     async fn save(&mut self) {
         let situation = self.situation();
-        self.record.group.status.ip = self.record.ip.as_ref().map(Ipv4Addr::to_string);
+        self.record.group.status.show_addresses(self.record.addresses());
         view::settle(&mut self.record.group.status, &self.spec, situation, now_ms());
         while self.saved.as_ref() != Some(&self.record) {
             let (store, record) = (self.parts.store.clone(), self.record.clone());

@@ -1,6 +1,6 @@
 //! The long work of a group's driver: each job runs beside the driver and ends with one [`Outcome`].
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind, Result},
     logs,
+    network::Addresses,
     parts::{HostParts, now_ms},
     profile::phase,
     sandbox::{
@@ -121,7 +122,7 @@ pub(super) struct Run {
     pub(super) spec: Arc<GroupSpec>,
     pub(super) index: usize,
     pub(super) run: u32,
-    pub(super) ip: Option<Ipv4Addr>,
+    pub(super) ip: Option<Addresses>,
     pub(super) connection: SandboxConnection,
     /// It runs in the sandbox already, which was made from a snapshot.
     pub(super) is_captured: bool,
@@ -148,9 +149,9 @@ impl Run {
     fn facts(&self) -> GroupFacts {
         GroupFacts {
             group_id: self.group_id.as_str().to_owned(),
-            ip: self.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            ips: self.ip.iter().flat_map(Addresses::texts).collect(),
             node_name: self.parts.config.node_name.clone(),
-            host_ip: self.parts.network.gateway().to_string(),
+            host_ips: self.parts.network.gateways(),
             hostname: network::seen_hostname(&self.spec, &self.parts.config.network.cluster_domain),
         }
     }
@@ -462,7 +463,7 @@ pub(super) async fn release(
     parts: Arc<HostParts>,
     id: GroupId,
     spec: Arc<GroupSpec>,
-    ip: Option<Ipv4Addr>,
+    ip: Option<Addresses>,
 ) -> Outcome {
     // Removed before its start began.
     if let Some(standby) = parts.standbys.assigned(&id) {
@@ -510,7 +511,7 @@ pub(super) async fn start_sandbox(
     parts: Arc<HostParts>,
     id: GroupId,
     spec: Arc<GroupSpec>,
-    ip: Option<Ipv4Addr>,
+    ip: Option<Addresses>,
     restores: Option<SnapshotId>,
 ) -> Outcome {
     Outcome::SandboxStarted(assembly::put_together(&parts, &id, &spec, ip, restores.as_ref()).await)
@@ -520,7 +521,7 @@ pub(super) async fn start_sandbox(
 pub(super) async fn stop_sandbox(
     parts: Arc<HostParts>,
     id: GroupId,
-    ip: Option<Ipv4Addr>,
+    ip: Option<Addresses>,
     connection: Option<SandboxConnection>,
     writers: Writers,
 ) -> Outcome {

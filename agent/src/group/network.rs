@@ -16,6 +16,8 @@ pub const SECURITY_GROUP_ANNOTATION: &str = "k8s.aliyun.com/eci-security-group";
 pub const INGRESS_ANNOTATION: &str = "kubernetes.io/ingress-bandwidth";
 /// The limit of what goes out of it.
 pub const EGRESS_ANNOTATION: &str = "kubernetes.io/egress-bandwidth";
+/// Whether a Pod has an IPv6 address, `true` or `false`.
+pub const IPV6_ANNOTATION: &str = "k8s.aliyun.com/eci-enable-ipv6";
 /// Limits, bits a second: those that a kubelet takes.
 pub(super) const BANDWIDTHS: std::ops::RangeInclusive<u64> = 1000..=10_u64.pow(15);
 /// Most security groups of one group.
@@ -27,6 +29,8 @@ const MAX_SECURITY_GROUPS: usize = 5;
 pub struct NetworkSpec {
     /// Security groups it is a member of, at most 5, each once. A member of none is open to all.
     pub security_groups: Vec<String>,
+    /// Whether it has an IPv6 address; `None`: what is usual at its door.
+    pub ipv6: Option<bool>,
     /// Most bits a second that come to it; `None`: no limit.
     pub ingress_bits: Option<u64>,
     /// Most bits a second that it sends; `None`: no limit.
@@ -68,6 +72,17 @@ pub fn security_group_field(door: Door) -> String {
         "SecurityGroupId",
     )
     .into()
+}
+
+/// Whether a group has an IPv6 address, where this host has any to give: by itself every Pod, as in a cluster of both versions,
+/// and an ECI group that asks for one.
+pub fn wants_ipv6(spec: &GroupSpec) -> bool {
+    spec.network.ipv6.unwrap_or(spec.door == Door::Pod)
+}
+
+/// The field by which groups of this door ask for an IPv6 address.
+pub fn ipv6_field(door: Door) -> String {
+    annotation_or(&FieldPath::new(door), IPV6_ANNOTATION, "Ipv6AddressCount").into()
 }
 
 /// The field of a container's port that names the host's.

@@ -1,6 +1,6 @@
 //! What a caller wants of a container group. Plain data, no I/O.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -201,7 +201,7 @@ pub struct PortSpec {
     pub host_port: Option<u16>,
     /// At this address of the host only.
     #[serde(default)]
-    pub host_ip: Option<Ipv4Addr>,
+    pub host_ip: Option<IpAddr>,
 }
 
 /// A volume mounted into a container.

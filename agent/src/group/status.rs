@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{conditions::Condition, spec::GroupSpec, view};
+use crate::network::Addresses;
 
 /// Identifier of a container group: `eci-` and 20 lower-case letters and digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,6 +58,9 @@ pub struct GroupStatus {
     pub finished_at_ms: Option<u64>,
     /// IPv4 address of the group.
     pub ip: Option<String>,
+    /// IPv6 address of the group.
+    #[serde(default)]
+    pub ip6: Option<String>,
     /// Init containers and sidecars have had their turn.
     #[serde(default)]
     pub initialized: bool,
@@ -70,6 +74,17 @@ pub struct GroupStatus {
 }
 
 impl GroupStatus {
+    /// Says which addresses it has.
+    pub fn show_addresses(&mut self, addresses: Option<Addresses>) {
+        self.ip = addresses.map(|addresses| addresses.v4.to_string());
+        self.ip6 = addresses.and_then(|addresses| Some(addresses.v6?.to_string()));
+    }
+
+    /// Its addresses, the IPv4 one first.
+    pub fn ips(&self) -> impl Iterator<Item = &str> {
+        self.ip.iter().chain(&self.ip6).map(String::as_str)
+    }
+
     /// A group just accepted.
     pub fn new(spec: &GroupSpec, created_at_ms: u64) -> Self {
         let reason = view::first_wait(spec);
@@ -94,6 +109,7 @@ impl GroupStatus {
             started_at_ms: None,
             finished_at_ms: None,
             ip: None,
+            ip6: None,
             initialized: false,
             conditions: Vec::new(),
             containers: spec.containers.iter().map(|spec| container(&spec.name)).collect(),

@@ -25,6 +25,8 @@ pub enum ViolationKind {
     Restricted,
     /// A security group that this host does not have.
     UnknownSecurityGroup,
+    /// An IPv6 address, on a host that has none to give.
+    NoIpv6,
     /// A port of the host that is not free.
     PortTaken,
 }

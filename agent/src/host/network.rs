@@ -7,8 +7,8 @@ use crate::{
     error::{Error, Result},
     group::{
         driver::Published,
-        network::{MAX_HOSTNAME_BYTES, host_port_field, security_group_field, seen_hostname},
-        spec::GroupSpec,
+        network::{MAX_HOSTNAME_BYTES, host_port_field, ipv6_field, security_group_field, seen_hostname},
+        spec::{Door, GroupSpec},
         status::{Group, GroupId, Phase},
         violation::{ViolationKind, Violations},
     },
@@ -21,7 +21,7 @@ pub(super) async fn open(config: &Config, records: &[Record]) -> Result<Network>
     let lease = |record: &Record| {
         Some(Lease {
             id: record.group.id.clone(),
-            ip: record.ip?,
+            ip: record.addresses()?,
             policy: Policy::of(&record.group.spec),
             is_attached: record.sandbox_running,
         })
@@ -37,6 +37,8 @@ impl Host {
         let mut found = Violations::default();
         let known: Vec<&str> = self.parts.network.security_groups().collect();
         unknown_security_groups(spec, &known, &mut found);
+        let has_ipv6 = self.parts.network.has_ipv6();
+        no_ipv6(spec, has_ipv6, &mut found);
         too_long_a_hostname(spec, &self.parts.config.network.cluster_domain, &mut found);
         let others: Vec<Group> = self
             .all()
@@ -77,6 +79,18 @@ fn unknown_security_groups(spec: &GroupSpec, known: &[&str], found: &mut Violati
                 format!("no such security group on this host; {valid}"),
             );
         }
+    }
+}
+
+fn no_ipv6(spec: &GroupSpec, has_ipv6: bool, found: &mut Violations) {
+    if spec.network.ipv6 == Some(true) && !has_ipv6 {
+        let (field, value) = match spec.door {
+            Door::Pod => (ipv6_field(spec.door), "true"),
+            Door::Eci => (ipv6_field(spec.door), "1"),
+        };
+        let problem = "this host has no IPv6 addresses to give: set network.subnet6 in the agent's configuration, such as \
+                       \"fd00:89::/64\"";
+        found.add(ViolationKind::NoIpv6, field, value, problem);
     }
 }
 
@@ -132,7 +146,7 @@ fn taken_ports(
 mod tests {
     use super::*;
     use crate::group::{
-        spec::{Door, PortSpec, testing},
+        spec::{PortSpec, testing},
         status::GroupStatus,
     };
 
@@ -162,6 +176,28 @@ mod tests {
                 && text.contains("none is configured"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_group_that_can_have_no_ipv6_address_is_told_what_to_configure() {
+        let mut spec = testing::group("g", 1);
+        let said = |spec: &GroupSpec, has_ipv6| {
+            let mut found = Violations::default();
+            no_ipv6(spec, has_ipv6, &mut found);
+            assert!(found.0.iter().all(|found| found.kind == ViolationKind::NoIpv6));
+            found.to_string()
+        };
+        assert_eq!(said(&spec, false), "", "a Pod that does not care has none");
+        spec.network.ipv6 = Some(true);
+        assert_eq!(said(&spec, true), "");
+        let text = said(&spec, false);
+        let field = "metadata.annotations[k8s.aliyun.com/eci-enable-ipv6]: \"true\": ";
+        assert!(
+            text.starts_with(field) && text.contains("network.subnet6"),
+            "{text}"
+        );
+        spec.door = Door::Eci;
+        assert!(said(&spec, false).starts_with("Ipv6AddressCount: \"1\": "));
     }
 
     fn with_port(name: &str, host_port: u16) -> GroupSpec {

@@ -9,8 +9,8 @@ use rtnetlink::{
         NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
     },
     packet_route::{
-        AddressFamily, RouteNetlinkMessage,
-        address::AddressAttribute,
+        RouteNetlinkMessage,
+        address::{AddressAttribute, AddressFlags},
         link::{LinkAttribute, LinkMessage},
     },
 };
@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// A connection to the kernel's routing socket.
 #[derive(Clone)]
 pub(super) struct Links {
-    handle: Handle,
+    pub(super) handle: Handle,
 }
 
 impl std::fmt::Debug for Links {
@@ -30,7 +30,7 @@ impl std::fmt::Debug for Links {
     }
 }
 
-fn failed(what: String) -> impl FnOnce(rtnetlink::Error) -> Error {
+pub(super) fn failed(what: String) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |error| Error::with_source(ErrorKind::Internal, what, error)
 }
 
@@ -62,10 +62,23 @@ impl Links {
         Ok(self.link(name).await?.map(|link| link.header.index))
     }
 
-    /// The bridge exists, is up and has the address.
-    pub(super) async fn ensure_bridge(&self, name: &str, ip: Ipv4Addr, prefix: u8, mtu: u16) -> Result<()> {
-        let index = match self.index(name).await? {
-            Some(index) => index,
+    /// The bridge exists, is up and has the addresses. Without a MAC of its own it would have that of one of its ports, another
+    /// whenever those change, and all would forget who is whose neighbour each time.
+    pub(super) async fn ensure_bridge(
+        &self,
+        name: &str,
+        mac: [u8; 6],
+        (ip, prefix): (Ipv4Addr, u8),
+        mtu: u16,
+    ) -> Result<()> {
+        let has_mac = |link: &LinkMessage| {
+            let is_mac = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Address(has) if has[..] == mac);
+            link.attributes.iter().any(is_mac)
+        };
+        let found = self.link(name).await?;
+        let has_mac = found.as_ref().is_some_and(has_mac);
+        let index = match found {
+            Some(link) => link.header.index,
             None => {
                 let message = LinkBridge::new(name).mtu(mtu.into()).build();
                 self.handle
@@ -84,14 +97,28 @@ impl Links {
                 })?
             }
         };
-        let message = LinkUnspec::new_with_index(index).mtu(mtu.into()).up().build();
+        let mut message = LinkUnspec::new_with_index(index).mtu(mtu.into()).up();
+        if !has_mac {
+            message = message.address(mac.to_vec());
+        }
+        let message = message.build();
         self.handle
             .link()
             .set(message)
             .execute()
             .await
             .map_err(failed(format!("set up bridge {name}")))?;
-        let wanted = IpAddr::V4(ip);
+        self.ensure_address(name, index, ip.into(), prefix).await
+    }
+
+    /// The interface has the address, which is in use at once.
+    pub(super) async fn ensure_address(
+        &self,
+        name: &str,
+        index: u32,
+        wanted: IpAddr,
+        prefix: u8,
+    ) -> Result<()> {
         let mut addresses = self.handle.address().get().set_link_index_filter(index).execute();
         while let Some(message) = addresses
             .try_next()
@@ -99,16 +126,20 @@ impl Links {
             .map_err(failed(format!("list addresses of {name}")))?
         {
             let is_wanted = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Address(ip) if *ip == wanted);
-            if message.header.family == AddressFamily::Inet && message.attributes.iter().any(is_wanted) {
+            if message.attributes.iter().any(is_wanted) {
                 return Ok(());
             }
         }
-        self.handle
-            .address()
-            .add(index, wanted, prefix)
-            .execute()
-            .await
-            .map_err(failed(format!("give {name} the address {ip}/{prefix}")))
+        let mut request = self.handle.address().add(index, wanted, prefix);
+        if wanted.is_ipv6() {
+            // Nobody else has it, and a bridge without ports would wait for one to find out.
+            request
+                .message_mut()
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        let added = request.execute().await;
+        added.map_err(failed(format!("give {name} the address {wanted}/{prefix}")))
     }
 
     /// The interface is up and a port of the bridge.

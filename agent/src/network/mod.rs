@@ -4,12 +4,15 @@
 //! Bridge and base rules stay while the agent is away, since groups live on; [`Network::cleanup`] removes them.
 
 pub mod bandwidth;
+mod family;
 mod ipam;
+mod ipv6;
 mod link;
 mod nft;
 mod ports;
 mod rules;
 pub mod security;
+mod subnet6;
 mod together;
 
 use std::{
@@ -21,6 +24,7 @@ use std::{
 
 pub use ipam::{AddressPool, Subnet};
 pub use ports::{HostPort, HostProtocol};
+pub use subnet6::{Addresses, Subnet6};
 
 use crate::{
     config::NetworkConfig,
@@ -29,7 +33,7 @@ use crate::{
     sys,
 };
 
-use self::{bandwidth::Bandwidth, rules::Leased, security::SecurityGroup};
+use self::{bandwidth::Bandwidth, family::Prefixes, rules::Leased, security::SecurityGroup};
 
 /// Where the host lists its name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -43,12 +47,10 @@ pub struct Attachment {
     pub tap: String,
     /// `aa:bb:cc:dd:ee:ff`.
     pub mac: String,
-    /// The group's address.
-    pub ip: Ipv4Addr,
-    /// With the prefix length: `10.89.0.2/16`.
-    pub address: String,
-    /// The bridge.
-    pub gateway: Ipv4Addr,
+    /// With the prefix length: `10.89.0.2/16`. An IPv6 address has 128, since even groups are reached through the bridge.
+    pub addresses: Vec<String>,
+    /// The bridge's.
+    pub gateways: Vec<String>,
     /// MTU.
     pub mtu: u16,
 }
@@ -109,8 +111,8 @@ pub fn host_ports(spec: &GroupSpec) -> Vec<(usize, usize, HostPort)> {
 pub struct Lease {
     /// Which.
     pub id: GroupId,
-    /// Its address.
-    pub ip: Ipv4Addr,
+    /// Its addresses.
+    pub ip: Addresses,
     /// What holds for it.
     pub policy: Policy,
     /// It has a sandbox; those without are attached when they get one.
@@ -123,6 +125,7 @@ pub struct Network {
     config: NetworkConfig,
     security_groups: Vec<SecurityGroup>,
     subnet: Subnet,
+    subnet6: Option<Subnet6>,
     /// What the rules know of groups, to be taken back when they go.
     leased: Mutex<BTreeMap<GroupId, Leased>>,
     pool: Mutex<AddressPool>,
@@ -133,7 +136,7 @@ impl Network {
     /// Makes bridge and base rules; `leases` are the addresses of groups that exist already.
     ///
     /// # Errors
-    /// `InvalidArgument` for a subnet that can't be used; `Internal` with what the kernel or `nft` said.
+    /// `InvalidArgument` for a subnet that can't be used; `FailedPrecondition` for one of IPv6 on a host without; `Internal` with what the kernel or `nft` said.
     pub async fn open(
         config: NetworkConfig,
         security_groups: Vec<SecurityGroup>,
@@ -141,34 +144,58 @@ impl Network {
     ) -> Result<Self> {
         let subnet = Subnet::parse(&config.subnet)
             .map_err(|error| Error::with_source(ErrorKind::InvalidArgument, "network.subnet", error))?;
+        let subnet6 =
+            match config.subnet6.as_str() {
+                "" => None,
+                text => Some(Subnet6::parse(text).map_err(|error| {
+                    Error::with_source(ErrorKind::InvalidArgument, "network.subnet6", error)
+                })?),
+            };
         let mut network = Self {
             config,
             security_groups,
             subnet,
+            subnet6,
             pool: Mutex::new(AddressPool::new(subnet)),
             leased: Mutex::default(),
             links: None,
         };
-        let (mut leased, mut limited) = (Vec::new(), Vec::new());
+        let (mut leased, mut limited, mut neighbours) = (Vec::new(), Vec::new(), Vec::new());
         for lease in leases {
-            network.lock_pool().take(lease.ip);
+            network.lock_pool().take(lease.ip.v4);
             if lease.is_attached {
                 leased.push(network.leased(&lease.id, lease.ip, &lease.policy));
                 limited.push((lease.id, lease.policy.bandwidth));
+                neighbours.push(lease.ip);
             }
         }
         if network.config.enabled {
             let config = &network.config;
             let links = link::Links::open()?;
             links
-                .ensure_bridge(&config.bridge, subnet.gateway(), subnet.prefix(), config.mtu)
+                .ensure_bridge(
+                    &config.bridge,
+                    mac(subnet.gateway()),
+                    (subnet.gateway(), subnet.prefix()),
+                    config.mtu,
+                )
                 .await?;
-            rules::apply_base(config, &network.security_groups, subnet, &leased).await?;
+            let prefixes = Prefixes {
+                v4: subnet,
+                v6: subnet6,
+            };
+            rules::apply_base(config, &network.security_groups, prefixes, &leased).await?;
             set("/proc/sys/net/ipv4/ip_forward")?;
             set(&format!(
                 "/proc/sys/net/ipv4/conf/{}/route_localnet",
                 config.bridge
             ))?;
+            if let Some(subnet6) = subnet6 {
+                ipv6::prepare(&links, &config.bridge, subnet6).await?;
+                for ip in neighbours {
+                    ipv6::know(&links, &config.bridge, ip).await?;
+                }
+            }
             limit_again(&links, limited).await?;
             network.links = Some(links);
         }
@@ -185,7 +212,7 @@ impl Network {
 
     /// What is to hold for a group, noted so that it can be taken back. A security group that is not configured any more lets
     /// nothing through.
-    fn leased(&self, id: &GroupId, ip: Ipv4Addr, policy: &Policy) -> Leased {
+    fn leased(&self, id: &GroupId, ip: Addresses, policy: &Policy) -> Leased {
         let is_known = |wanted: &&String| self.security_groups().any(|id| id == *wanted);
         let (known, unknown): (Vec<&String>, Vec<&String>) =
             policy.security_groups.iter().partition(is_known);
@@ -196,7 +223,7 @@ impl Network {
             is_guarded: !policy.security_groups.is_empty(),
             security_groups: known.into_iter().cloned().collect(),
             host_ports: policy.host_ports.clone(),
-            ..Leased::new(tap_name(id), ip)
+            ..Leased::new(tap_name(id), self.served(ip))
         };
         self.lock_leased().insert(id.clone(), leased.clone());
         leased
@@ -233,9 +260,31 @@ impl Network {
         })
     }
 
-    /// Gives an address back.
-    pub fn release(&self, ip: Ipv4Addr) {
-        self.lock_pool().release(ip);
+    /// The addresses of a group that has this lease: an IPv6 one too, where it wants one and there are any.
+    pub fn addresses(&self, ip: Ipv4Addr, wants_ipv6: bool) -> Addresses {
+        let subnet6 = self.subnet6.filter(|_| wants_ipv6);
+        Addresses {
+            v4: ip,
+            v6: subnet6.map(|subnet6| subnet6.address(ip)),
+        }
+    }
+
+    /// Whether groups can have IPv6 addresses.
+    pub fn has_ipv6(&self) -> bool {
+        self.links.is_some() && self.subnet6.is_some()
+    }
+
+    /// Without the IPv6 address when there are none any more: it is out of use until the network is configured again.
+    fn served(&self, ip: Addresses) -> Addresses {
+        Addresses {
+            v6: ip.v6.filter(|_| self.subnet6.is_some()),
+            ..ip
+        }
+    }
+
+    /// Gives the addresses back.
+    pub fn release(&self, ip: Addresses) {
+        self.lock_pool().release(ip.v4);
     }
 
     /// This host's address in the groups' network.
@@ -243,14 +292,24 @@ impl Network {
         self.subnet.gateway()
     }
 
+    /// All of its addresses there, the IPv4 one first.
+    pub fn gateways(&self) -> Vec<String> {
+        let own = Addresses {
+            v4: self.gateway(),
+            v6: self.subnet6.map(Subnet6::gateway),
+        };
+        own.texts().collect()
+    }
+
     /// Makes the group's tap on the bridge, and the rules that keep it to its own address. Idempotent.
     ///
     /// # Errors
     /// `Internal` with what the kernel or `nft` said.
-    pub async fn attach(&self, id: &GroupId, ip: Ipv4Addr) -> Result<Option<Attachment>> {
+    pub async fn attach(&self, id: &GroupId, ip: Addresses) -> Result<Option<Attachment>> {
         let Some(links) = &self.links else {
             return Ok(None);
         };
+        let ip = self.served(ip);
         let attachment = self.attachment(id, ip);
         let tap = attachment.tap.clone();
         if links.index(&tap).await?.is_none() {
@@ -265,6 +324,7 @@ impl Network {
         links
             .join_bridge(&tap, &self.config.bridge, self.config.mtu)
             .await?;
+        ipv6::know(links, &self.config.bridge, ip).await?;
         rules::add_tap(&tap, ip).await?;
         Ok(Some(attachment))
     }
@@ -273,7 +333,7 @@ impl Network {
     ///
     /// # Errors
     /// `Internal` with what the kernel or `nft` said; then the group may not start.
-    pub async fn govern(&self, id: &GroupId, ip: Ipv4Addr, policy: &Policy) -> Result<()> {
+    pub async fn govern(&self, id: &GroupId, ip: Addresses, policy: &Policy) -> Result<()> {
         let Some(links) = &self.links else {
             return Ok(());
         };
@@ -286,13 +346,18 @@ impl Network {
         Ok(())
     }
 
-    fn attachment(&self, id: &GroupId, ip: Ipv4Addr) -> Attachment {
+    fn attachment(&self, id: &GroupId, ip: Addresses) -> Attachment {
+        let mut addresses = vec![format!("{}/{}", ip.v4, self.subnet.prefix())];
+        let mut gateways = vec![self.subnet.gateway().to_string()];
+        if let (Some(ip), Some(subnet6)) = (ip.v6, self.subnet6) {
+            addresses.push(format!("{ip}/128"));
+            gateways.push(subnet6.gateway().to_string());
+        }
         Attachment {
             tap: tap_name(id),
-            mac: mac_text(mac(ip)),
-            ip,
-            address: format!("{ip}/{}", self.subnet.prefix()),
-            gateway: self.subnet.gateway(),
+            mac: mac_text(mac(ip.v4)),
+            addresses,
+            gateways,
             mtu: self.config.mtu,
         }
     }
@@ -301,13 +366,14 @@ impl Network {
     ///
     /// # Errors
     /// `Internal` with what the kernel or `nft` said.
-    pub async fn detach(&self, id: &GroupId, ip: Ipv4Addr) -> Result<()> {
+    pub async fn detach(&self, id: &GroupId, ip: Addresses) -> Result<()> {
         let Some(links) = &self.links else {
             return Ok(());
         };
         let known = self.lock_leased().get(id).cloned();
-        let leased = known.unwrap_or_else(|| Leased::new(tap_name(id), ip));
+        let leased = known.unwrap_or_else(|| Leased::new(tap_name(id), self.served(ip)));
         rules::remove(&leased).await?;
+        ipv6::forget(links, &self.config.bridge, leased.ip).await?;
         self.lock_leased().remove(id);
         links.remove(&leased.tap).await
     }

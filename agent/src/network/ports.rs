@@ -9,12 +9,15 @@
 //!   reach what listens for the host alone.
 //! - The forward chain lets in what was translated, though it is new and comes from outside.
 //!
+//! The same holds for IPv6 where a group has such an address, but for the first two: groups answer each other through the host
+//! anyway, and no connection from `::1` leaves the host's loopback interface.
+//!
 //! Whether a port is free is asked when a group is accepted: of the other groups, and of the kernel by binding to it. No socket
 //! is kept, as no kubelet's plug-in does; a program that binds to the port later gets no connections while the group lives.
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use rustix::{
@@ -24,7 +27,8 @@ use rustix::{
 use serde_json::{Value, json};
 
 use super::{
-    Subnet,
+    Addresses,
+    family::{Family, Prefixes},
     nft::{TABLE, chain, compare, drop, jump, meta, payload, plain_chain, rule},
 };
 
@@ -32,7 +36,7 @@ use super::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostPort {
     /// At this address of the host only.
-    pub ip: Option<Ipv4Addr>,
+    pub ip: Option<IpAddr>,
     /// Port of the host.
     pub port: u16,
     /// Of which protocol.
@@ -70,8 +74,8 @@ impl HostProtocol {
 
 impl fmt::Display for HostPort {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ip = self.ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        write!(formatter, "{ip}:{}/{}", self.port, self.protocol.name())
+        let address = SocketAddr::new(self.ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), self.port);
+        write!(formatter, "{address}/{}", self.protocol.name())
     }
 }
 
@@ -91,8 +95,22 @@ impl HostPort {
             HostProtocol::Tcp => SocketType::STREAM,
             HostProtocol::Udp => SocketType::DGRAM,
         };
-        let address = SocketAddrV4::new(self.ip.unwrap_or(Ipv4Addr::UNSPECIFIED), self.port);
-        let bound = socket(AddressFamily::INET, kind, None).and_then(|socket| {
+        let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let addresses = self.ip.map_or_else(|| any.to_vec(), |ip| vec![ip]);
+        let mut obstacles = addresses.into_iter().map(|ip| self.obstacle_at(ip, kind));
+        obstacles.find_map(|obstacle| obstacle)
+    }
+
+    fn obstacle_at(&self, ip: IpAddr, kind: SocketType) -> Option<String> {
+        let address = SocketAddr::new(ip, self.port);
+        let family = match ip {
+            IpAddr::V4(_) => AddressFamily::INET,
+            IpAddr::V6(_) => AddressFamily::INET6,
+        };
+        let bound = socket(family, kind, None).and_then(|socket| {
+            if ip.is_ipv6() {
+                sockopt::set_ipv6_v6only(&socket, true)?;
+            }
             // Connections that have ended do not keep a port, those who listen do.
             if self.protocol == HostProtocol::Tcp {
                 sockopt::set_socket_reuseaddr(&socket, true)?;
@@ -101,6 +119,8 @@ impl HostPort {
         });
         match bound {
             Ok(()) => None,
+            // A host without IPv6 has nobody at its ports there.
+            Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) if ip == Ipv6Addr::UNSPECIFIED => None,
             Err(Errno::ADDRINUSE) => Some("a program of the host has it".to_owned()),
             Err(Errno::ADDRNOTAVAIL) => Some("the host has no such address".to_owned()),
             Err(error) => Some(format!("the host can't bind to it: {error}")),
@@ -122,29 +142,13 @@ fn map(name: &str, key: &[&str], to: &str) -> Value {
 }
 
 /// Chains and maps, for a new table `inet eci` with its chain `postrouting`.
-pub(super) fn chains(bridge: &str, subnet: Subnet) -> Vec<Value> {
+pub(super) fn chains(bridge: &str, prefixes: Prefixes) -> Vec<Value> {
+    let subnet = prefixes.v4;
     let network = json!({"prefix": {"addr": subnet.network().to_string(), "len": subnet.prefix()}});
     let loopback = json!({"prefix": {"addr": "127.0.0.0", "len": 8}});
-    let any = ["inet_proto", "inet_service"];
-    let at = ["ipv4_addr", "inet_proto", "inet_service"];
-    let mut commands = vec![
-        map(ADDRESSES, &any, "ipv4_addr"),
-        map(TARGETS, &any, "inet_service"),
-        map(ADDRESSES_AT, &at, "ipv4_addr"),
-        map(TARGETS_AT, &at, "inet_service"),
-        plain_chain("inet", CHAIN),
-    ];
-    let port = [meta("l4proto"), payload("th", "dport")];
-    let at_address: Vec<Value> = std::iter::once(payload("ip", "daddr"))
-        .chain(port.clone())
-        .collect();
-    for (key, addresses, targets) in [
-        (at_address, ADDRESSES_AT, TARGETS_AT),
-        (port.to_vec(), ADDRESSES, TARGETS),
-    ] {
-        let found = |name: &str| json!({"map": {"key": {"concat": key}, "data": format!("@{name}")}});
-        let translate = json!({"dnat": {"family": "ip", "addr": found(addresses), "port": found(targets)}});
-        commands.push(rule("inet", CHAIN, &[translate]));
+    let mut commands = vec![plain_chain("inet", CHAIN)];
+    for family in prefixes.families() {
+        commands.extend(leading(family));
     }
     // NAT's own priorities (linux/netfilter_ipv4.h).
     for (name, hook) in [
@@ -186,29 +190,71 @@ pub(super) fn chains(bridge: &str, subnet: Subnet) -> Vec<Value> {
     commands
 }
 
+/// Maps and rules that lead connections of one version of IP.
+fn leading(family: Family) -> Vec<Value> {
+    let address = family.address_type();
+    let any = ["inet_proto", "inet_service"];
+    let at = [address, "inet_proto", "inet_service"];
+    let [addresses, targets, addresses_at, targets_at] =
+        [ADDRESSES, TARGETS, ADDRESSES_AT, TARGETS_AT].map(|name| family.its(name));
+    let mut commands = vec![
+        map(&addresses, &any, address),
+        map(&targets, &any, "inet_service"),
+        map(&addresses_at, &at, address),
+        map(&targets_at, &at, "inet_service"),
+    ];
+    let port = [meta("l4proto"), payload("th", "dport")];
+    let at_address: Vec<Value> = std::iter::once(payload(family.name(), "daddr"))
+        .chain(port.clone())
+        .collect();
+    for (key, addresses, targets) in [
+        (at_address, addresses_at, targets_at),
+        (port.to_vec(), addresses, targets),
+    ] {
+        let found = |name: &str| json!({"map": {"key": {"concat": key}, "data": format!("@{name}")}});
+        let translate =
+            json!({"dnat": {"family": family.name(), "addr": found(&addresses), "port": found(&targets)}});
+        commands.push(rule("inet", CHAIN, &[translate]));
+    }
+    commands
+}
+
 /// A host port led here.
 pub(super) fn was_translated() -> Value {
     compare("in", &json!({"ct": {"key": "status"}}), &json!("dnat"))
 }
 
-/// The elements that lead ports to a group.
-pub(super) fn leads(ip: Ipv4Addr, ports: &[HostPort]) -> impl Iterator<Item = Value> + '_ {
-    let element = |name: &str, key: &[Value], value: Value| json!({"family": "inet", "table": TABLE, "name": name, "elem": [[{"concat": key}, value]]});
-    ports.iter().flat_map(move |lead| {
-        let port = [json!(lead.protocol.name()), json!(lead.port)];
-        let (key, addresses, targets) = match lead.ip {
-            Some(at) => (
-                std::iter::once(json!(at.to_string())).chain(port).collect(),
-                ADDRESSES_AT,
-                TARGETS_AT,
-            ),
-            None => (port.to_vec(), ADDRESSES, TARGETS),
-        };
-        [
-            element(addresses, &key, json!(ip.to_string())),
-            element(targets, &key, json!(lead.target)),
-        ]
+/// The elements that lead ports to a group, by each address it has.
+pub(super) fn leads(ip: Addresses, ports: &[HostPort]) -> impl Iterator<Item = Value> + '_ {
+    let families = [Family::V4, Family::V6].into_iter();
+    let addresses = families.filter_map(move |family| Some((family, family.address(ip)?)));
+    addresses.flat_map(move |(family, address)| {
+        let of_family = ports.iter().filter(move |lead| match lead.ip {
+            Some(ip) => ip.is_ipv6() == (family == Family::V6),
+            None => true,
+        });
+        of_family.flat_map(move |lead| leads_to(family, &address, lead))
     })
+}
+
+fn leads_to(family: Family, address: &str, lead: &HostPort) -> [Value; 2] {
+    let element = |name: &str, key: &[Value], value: Value| {
+        let name = family.its(name);
+        json!({"family": "inet", "table": TABLE, "name": name, "elem": [[{"concat": key}, value]]})
+    };
+    let port = [json!(lead.protocol.name()), json!(lead.port)];
+    let (key, addresses, targets) = match lead.ip {
+        Some(at) => (
+            std::iter::once(json!(at.to_string())).chain(port).collect(),
+            ADDRESSES_AT,
+            TARGETS_AT,
+        ),
+        None => (port.to_vec(), ADDRESSES, TARGETS),
+    };
+    [
+        element(addresses, &key, json!(address)),
+        element(targets, &key, json!(lead.target)),
+    ]
 }
 
 #[cfg(test)]
@@ -219,7 +265,7 @@ mod tests {
 
     fn port(ip: Option<Ipv4Addr>, port: u16, protocol: HostProtocol) -> HostPort {
         HostPort {
-            ip,
+            ip: ip.map(Into::into),
             port,
             protocol,
             target: 80,
@@ -252,6 +298,10 @@ mod tests {
             assert_eq!(said(ip, taken, HostProtocol::Tcp), "a program of the host has it");
         }
         std::mem::drop(tcp);
+        let of_ipv6 = TcpListener::bind("[::1]:0").unwrap();
+        let at = of_ipv6.local_addr().unwrap().port();
+        assert_eq!(said(None, at, HostProtocol::Tcp), "a program of the host has it");
+        assert_eq!(said(Some(Ipv4Addr::LOCALHOST), at, HostProtocol::Tcp), "");
         assert_eq!(said(None, taken, HostProtocol::Tcp), "");
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let taken = udp.local_addr().unwrap().port();

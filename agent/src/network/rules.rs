@@ -4,15 +4,16 @@
 //! Both are replaced as a whole when an agent starts, with all that the store knows of; in between only elements of sets
 //! come and go, as one transaction for each group.
 
-use std::net::Ipv4Addr;
-
 use serde_json::{Value, json};
 
 use super::{
-    Subnet, mac, mac_text,
+    Addresses,
+    family::{Family, Prefixes},
+    mac, mac_text,
     nft::{self, TABLE, accept, add, chain, compare, drop, fresh_table, in_set, meta, payload, rule, set},
     ports::{self, HostPort},
     security::{self, SecurityGroup},
+    subnet6,
 };
 use crate::{config::NetworkConfig, error::Result};
 
@@ -22,7 +23,7 @@ const TAPS: &str = "taps";
 #[derive(Debug, Clone)]
 pub(super) struct Leased {
     pub(super) tap: String,
-    pub(super) ip: Ipv4Addr,
+    pub(super) ip: Addresses,
     /// Security groups decide about its traffic, even when none is left.
     pub(super) is_guarded: bool,
     /// Those there are.
@@ -32,7 +33,7 @@ pub(super) struct Leased {
 
 impl Leased {
     /// A tap that has nothing but its addresses.
-    pub(super) fn new(tap: String, ip: Ipv4Addr) -> Self {
+    pub(super) fn new(tap: String, ip: Addresses) -> Self {
         Self {
             tap,
             ip,
@@ -47,20 +48,20 @@ impl Leased {
 pub(super) async fn apply_base(
     config: &NetworkConfig,
     security_groups: &[SecurityGroup],
-    subnet: Subnet,
+    prefixes: Prefixes,
     leased: &[Leased],
 ) -> Result<()> {
     nft::apply(
-        base(config, security_groups, subnet, leased),
+        base(config, security_groups, prefixes, leased),
         "set up nftables tables inet eci and bridge eci",
     )
     .await
 }
 
 /// Lets a tap send with its own addresses. Idempotent.
-pub(super) async fn add_tap(tap: &str, ip: Ipv4Addr) -> Result<()> {
+pub(super) async fn add_tap(tap: &str, ip: Addresses) -> Result<()> {
     nft::apply(
-        add([own_addresses(tap, ip)]),
+        add(own_addresses(tap, ip)),
         "add a tap to nftables set bridge eci taps",
     )
     .await
@@ -85,9 +86,19 @@ pub(super) async fn remove_base() -> Result<()> {
     nft::apply(commands, "remove nftables tables inet eci and bridge eci").await
 }
 
-fn own_addresses(tap: &str, ip: Ipv4Addr) -> Value {
-    let element = json!({"concat": [tap, mac_text(mac(ip)), ip.to_string()]});
-    json!({"family": "bridge", "table": TABLE, "name": TAPS, "elem": [element]})
+/// With which addresses a tap may send: IPv6 takes one of the link beside the group's own.
+fn own_addresses(tap: &str, ip: Addresses) -> impl Iterator<Item = Value> {
+    let mac = mac(ip.v4);
+    let element = move |family: Family, ip: String| {
+        let element = json!({"concat": [tap, mac_text(mac), ip]});
+        json!({"family": "bridge", "table": TABLE, "name": family.its(TAPS), "elem": [element]})
+    };
+    let v6 = ip
+        .v6
+        .into_iter()
+        .flat_map(move |ip| [ip, subnet6::link_local(mac)]);
+    std::iter::once(element(Family::V4, ip.v4.to_string()))
+        .chain(v6.map(move |ip| element(Family::V6, ip.to_string())))
 }
 
 /// All elements that a group's policy comes to.
@@ -99,32 +110,41 @@ fn policy(leased: &Leased) -> Vec<Value> {
 
 fn remove_commands(leased: &Leased) -> Vec<Value> {
     let own = own_addresses(&leased.tap, leased.ip);
-    nft::remove(std::iter::once(own).chain(policy(leased)))
+    nft::remove(own.chain(policy(leased)))
 }
 
 fn base(
     config: &NetworkConfig,
     security_groups: &[SecurityGroup],
-    subnet: Subnet,
+    prefixes: Prefixes,
     leased: &[Leased],
 ) -> Vec<Value> {
     let input = meta("iifname");
     let output = meta("oifname");
     let bridge = json!(config.bridge);
-    let network = json!({"prefix": {"addr": subnet.network().to_string(), "len": subnet.prefix()}});
 
     let mut commands = fresh_table("inet");
     commands.push(chain("inet", "forward", "filter", "forward", 0));
-    commands.push(security::no_strangers(&config.bridge, subnet));
+    for (family, network) in prefixes.networks() {
+        commands.push(security::no_strangers(&config.bridge, family, &network));
+    }
     commands.push(chain("inet", "postrouting", "nat", "postrouting", 100));
-    commands.extend(ports::chains(&config.bridge, subnet));
+    commands.extend(ports::chains(&config.bridge, prefixes));
     // From outside only what answers, and what a host port leads here: groups are behind NAT.
-    if config.masquerade {
-        commands.push(rule("inet", "forward", &[ports::was_translated(), accept()]));
+    commands.push(rule("inet", "forward", &[ports::was_translated(), accept()]));
+    for (family, network) in prefixes.networks() {
+        let (is_masqueraded, protocol) = match family {
+            Family::V4 => (config.masquerade, "ipv4"),
+            Family::V6 => (config.masquerade6, "ipv6"),
+        };
+        if !is_masqueraded {
+            continue;
+        }
         commands.push(rule(
             "inet",
             "forward",
             &[
+                compare("==", &meta("nfproto"), &json!(protocol)),
                 compare("!=", &input, &bridge),
                 compare("==", &output, &bridge),
                 compare("in", &json!({"ct": {"key": "state"}}), &json!(["new", "invalid"])),
@@ -135,7 +155,7 @@ fn base(
             "inet",
             "postrouting",
             &[
-                compare("==", &payload("ip", "saddr"), &network),
+                compare("==", &payload(family.name(), "saddr"), &network),
                 compare("!=", &output, &bridge),
                 json!({"masquerade": null}),
             ],
@@ -143,7 +163,10 @@ fn base(
     }
 
     commands.extend(fresh_table("bridge"));
-    commands.push(set("bridge", TAPS, &json!(["ifname", "ether_addr", "ipv4_addr"])));
+    for family in prefixes.families() {
+        let element = json!(["ifname", "ether_addr", family.address_type()]);
+        commands.push(set("bridge", &family.its(TAPS), &element));
+    }
     commands.push(chain("bridge", "guard", "filter", "prerouting", -300));
     let sender = |ether: Value, ip: Value| json!({"concat": [input, ether, ip]});
     let mut guard = |expressions: &[Value]| commands.push(rule("bridge", "guard", expressions));
@@ -154,16 +177,62 @@ fn base(
     ] {
         guard(&[compare("==", &sender(ether, ip), &in_set(TAPS)), accept()]);
     }
+    if prefixes.v6.is_some() {
+        guard(&[said_about_the_link(&NOT_FOR_GROUPS), drop()]);
+        let own = sender(payload("ether", "saddr"), payload("ip6", "saddr"));
+        guard(&[compare("==", &own, &in_set(&Family::V6.its(TAPS))), accept()]);
+    }
     guard(&[drop()]);
+    if prefixes.v6.is_some() {
+        commands.extend(through_the_host());
+    }
     // Without security groups the bridge needs no connection tracking.
     if !security_groups.is_empty() || leased.iter().any(|leased| leased.is_guarded) {
-        commands.extend(security::chains(security_groups, TAPS));
+        commands.extend(security::chains(security_groups, prefixes, TAPS));
     }
     for leased in leased {
-        commands.extend(add([own_addresses(&leased.tap, leased.ip)]));
+        commands.extend(add(own_addresses(&leased.tap, leased.ip)));
         commands.extend(add(policy(leased)));
     }
     commands
+}
+
+/// What a router and its host say about a link, and who listens to which multicast: no group says that to anybody. Of neighbour
+/// discovery only solicitations are left, by which it finds the bridge.
+const NOT_FOR_GROUPS: [&str; 8] = [
+    "nd-router-solicit",
+    "nd-router-advert",
+    "nd-redirect",
+    "nd-neighbor-advert",
+    "mld-listener-query",
+    "mld-listener-report",
+    "mld-listener-done",
+    "mld2-listener-report",
+];
+
+/// ICMPv6 of these types.
+pub(super) fn said_about_the_link(types: &[&str]) -> Value {
+    compare("==", &payload("icmpv6", "type"), &json!({"set": types}))
+}
+
+/// IPv6 goes from one group to another through the host alone, and the host tells none of a shorter way.
+fn through_the_host() -> Vec<Value> {
+    let of_group = |key: &str| compare("==", &meta(key), &json!("eci-*"));
+    let is_ipv6 = compare("==", &payload("ether", "type"), &json!("ip6"));
+    vec![
+        chain("bridge", "between", "filter", "forward", -10),
+        rule(
+            "bridge",
+            "between",
+            &[of_group("iifname"), of_group("oifname"), is_ipv6, drop()],
+        ),
+        chain("bridge", "no-shorter-way", "filter", "output", -10),
+        rule(
+            "bridge",
+            "no-shorter-way",
+            &[of_group("oifname"), said_about_the_link(&["nd-redirect"]), drop()],
+        ),
+    ]
 }
 
 #[cfg(test)]

@@ -15,15 +15,15 @@
 //! which `guard` and the forward chain of table `inet eci` vouch for. Rules are asked after a host port was translated: they
 //! name the port of the container.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Subnet,
+    family::{Family, Prefixes},
     nft::{TABLE, accept, chain, compare, drop, goto, in_set, jump, meta, payload, plain_chain, rule, set},
-    rules::Leased,
+    rules::{self, Leased},
 };
 use crate::config::ConfigError;
 
@@ -53,8 +53,8 @@ pub struct Rule {
     /// To which ports: `80`, or `8000-8099`; none: all. For TCP and UDP only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<String>,
-    /// Who is at the other end: IPv4 networks such as `10.0.0.0/8`, addresses, ids of security groups. `0.0.0.0/0` is
-    /// anybody.
+    /// Who is at the other end: networks such as `10.0.0.0/8` or `fd00:89::/64`, addresses, ids of security groups. `0.0.0.0/0` is
+    /// anybody by IPv4, `::/0` by IPv6.
     pub peers: Vec<String>,
 }
 
@@ -66,18 +66,18 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-    /// ICMP.
+    /// ICMP, and ICMPv6.
     Icmp,
     /// Any.
     All,
 }
 
 impl Protocol {
-    fn name(self) -> Option<&'static str> {
+    fn name(self, family: Family) -> Option<&'static str> {
         match self {
             Self::Tcp => Some("tcp"),
             Self::Udp => Some("udp"),
-            Self::Icmp => Some("icmp"),
+            Self::Icmp => Some(family.icmp()),
             Self::All => None,
         }
     }
@@ -91,14 +91,19 @@ fn parse_ports(text: &str) -> Option<(u16, u16)> {
 }
 
 /// A network of any size, or an address.
-fn parse_network(text: &str) -> Option<(Ipv4Addr, u8)> {
-    let (address, prefix) = match text.split_once('/') {
-        Some((address, prefix)) => (address, prefix.parse().ok()?),
-        None => (text, 32),
+fn parse_network(text: &str) -> Option<(IpAddr, u8)> {
+    let (address, prefix) = text
+        .split_once('/')
+        .map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+    let address: IpAddr = address.parse().ok()?;
+    let (bits, longest) = match address {
+        IpAddr::V4(address) => (u128::from(u32::from(address)) << 96, 32),
+        IpAddr::V6(address) => (u128::from(address), 128),
     };
-    let address: Ipv4Addr = address.parse().ok()?;
-    let host_bits = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
-    (prefix <= 32 && u32::from(address) & host_bits == 0).then_some((address, prefix))
+    let prefix: u8 = prefix.map_or(Some(longest), |prefix| prefix.parse().ok())?;
+    let host_bits = u128::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
+    // Behind an IPv4 address all bits are zero.
+    (prefix <= longest && bits & host_bits == 0).then_some((address, prefix))
 }
 
 fn is_id(text: &str) -> bool {
@@ -155,7 +160,7 @@ pub fn check(groups: &[SecurityGroup]) -> Result<(), ConfigError> {
                     return field(
                         list,
                         "a rule without peers",
-                        "give peers; [\"0.0.0.0/0\"] is anybody",
+                        "give peers; [\"0.0.0.0/0\", \"::/0\"] is anybody",
                     );
                 }
                 let known = |peer: &String| groups.iter().any(|group| group.id == *peer);
@@ -167,7 +172,7 @@ pub fn check(groups: &[SecurityGroup]) -> Result<(), ConfigError> {
                     return field(
                         list,
                         peer,
-                        "give peers that are IPv4 networks such as 10.0.0.0/8, addresses, or ids of security groups \
+                        "give peers that are networks such as 10.0.0.0/8 or fd00:89::/64, addresses, or ids of security groups \
                          that are configured",
                     );
                 }
@@ -179,6 +184,8 @@ pub fn check(groups: &[SecurityGroup]) -> Result<(), ConfigError> {
 
 /// The set of taps whose traffic the rules of security groups decide about.
 const GUARDED: &str = "guarded";
+/// How an IPv6 address is asked for, and said, on the link.
+const SOLICITATION: [&str; 2] = ["nd-neighbor-solicit", "nd-neighbor-advert"];
 /// After connection tracking (-200, linux/netfilter_bridge.h and netfilter_ipv4.h).
 const LEAVING_PRIORITY: i32 = -100;
 
@@ -199,32 +206,35 @@ impl Direction {
     }
 
     /// The address of the other end.
-    fn peer(self) -> Value {
+    fn peer(self, family: Family) -> Value {
         match self {
-            Self::In => payload("ip", "saddr"),
-            Self::Out => payload("ip", "daddr"),
+            Self::In => payload(family.name(), "saddr"),
+            Self::Out => payload(family.name(), "daddr"),
         }
     }
 
-    fn own(self) -> Value {
+    fn own(self, family: Family) -> Value {
         match self {
-            Self::In => payload("ip", "daddr"),
-            Self::Out => payload("ip", "saddr"),
+            Self::In => payload(family.name(), "daddr"),
+            Self::Out => payload(family.name(), "saddr"),
         }
     }
 }
 
 /// The chains and sets of all security groups, for a new table `bridge eci`.
-pub(super) fn chains(groups: &[SecurityGroup], taps: &str) -> Vec<Value> {
+pub(super) fn chains(groups: &[SecurityGroup], prefixes: Prefixes, taps: &str) -> Vec<Value> {
     let mut commands = vec![set("bridge", GUARDED, &json!("ifname"))];
     for group in groups {
-        commands.push(set("bridge", &group.id, &json!("ipv4_addr")));
+        for family in prefixes.families() {
+            let name = family.its(&group.id);
+            commands.push(set("bridge", &name, &json!(family.address_type())));
+        }
     }
     for direction in [Direction::In, Direction::Out] {
         for group in groups {
-            commands.extend(rules_of(group, direction));
+            commands.extend(rules_of(group, prefixes, direction));
         }
-        commands.extend(decision(groups, direction, taps));
+        commands.extend(decision(groups, prefixes, direction, taps));
     }
     let guarded = |interface: &str| compare("==", &meta(interface), &in_set(GUARDED));
     commands.push(chain(
@@ -243,7 +253,7 @@ pub(super) fn chains(groups: &[SecurityGroup], taps: &str) -> Vec<Value> {
 }
 
 /// The chain that decides about all guarded traffic of a direction.
-fn decision(groups: &[SecurityGroup], direction: Direction, taps: &str) -> Vec<Value> {
+fn decision(groups: &[SecurityGroup], prefixes: Prefixes, direction: Direction, taps: &str) -> Vec<Value> {
     let name = match direction {
         Direction::In => "in",
         Direction::Out => "out",
@@ -251,11 +261,17 @@ fn decision(groups: &[SecurityGroup], direction: Direction, taps: &str) -> Vec<V
     let mut commands = vec![plain_chain("bridge", name)];
     let mut push = |expressions: &[Value]| commands.push(rule("bridge", name, expressions));
     push(&[compare("==", &payload("ether", "type"), &json!("arp")), accept()]);
+    if prefixes.v6.is_some() {
+        // As ARP; what groups may not say of it went no further than their taps.
+        push(&[rules::said_about_the_link(&SOLICITATION), accept()]);
+    }
     if direction == Direction::In {
         // What is not for the group itself is not let in by rules for others.
-        let receiver =
-            json!({"concat": [meta("oifname"), payload("ether", "daddr"), payload("ip", "daddr")]});
-        push(&[compare("!=", &receiver, &in_set(taps)), drop()]);
+        for family in prefixes.families() {
+            let ip = payload(family.name(), "daddr");
+            let receiver = json!({"concat": [meta("oifname"), payload("ether", "daddr"), ip]});
+            push(&[compare("!=", &receiver, &in_set(&family.its(taps))), drop()]);
+        }
     }
     let state = json!({"ct": {"key": "state"}});
     push(&[
@@ -263,15 +279,17 @@ fn decision(groups: &[SecurityGroup], direction: Direction, taps: &str) -> Vec<V
         accept(),
     ]);
     for group in groups {
-        let is_member = compare("==", &direction.own(), &in_set(&group.id));
-        push(&[is_member, jump(&direction.chain(&group.id))]);
+        for family in prefixes.families() {
+            let is_member = compare("==", &direction.own(family), &in_set(&family.its(&group.id)));
+            push(&[is_member, jump(&direction.chain(&group.id))]);
+        }
     }
     push(&[drop()]);
     commands
 }
 
 /// The chain of one security group: accepts what it allows, and returns for the rest.
-fn rules_of(group: &SecurityGroup, direction: Direction) -> Vec<Value> {
+fn rules_of(group: &SecurityGroup, prefixes: Prefixes, direction: Direction) -> Vec<Value> {
     let name = direction.chain(&group.id);
     let mut commands = vec![plain_chain("bridge", &name)];
     let mut push = |expressions: &[Value]| commands.push(rule("bridge", &name, expressions));
@@ -283,18 +301,21 @@ fn rules_of(group: &SecurityGroup, direction: Direction) -> Vec<Value> {
         Direction::Out => &group.egress,
         Direction::In => &group.ingress,
     };
-    push(&[compare("==", &direction.peer(), &in_set(&group.id)), accept()]);
-    for wanted in rules {
-        let what = match (wanted.protocol.name(), wanted.ports.as_slice()) {
-            (None, _) => None,
-            (Some(protocol), []) => Some(compare("==", &meta("l4proto"), &json!(protocol))),
-            (Some(protocol), ports) => Some(compare("==", &payload(protocol, "dport"), &port_set(ports))),
-        };
-        for peers in peer_sets(&wanted.peers) {
-            let who = peers.map(|peers| compare("==", &direction.peer(), &peers));
-            let mut expressions: Vec<Value> = who.into_iter().chain(what.clone()).collect();
-            expressions.push(accept());
-            push(&expressions);
+    for family in prefixes.families() {
+        let members = in_set(&family.its(&group.id));
+        push(&[compare("==", &direction.peer(family), &members), accept()]);
+        for wanted in rules {
+            let what = match (wanted.protocol.name(family), wanted.ports.as_slice()) {
+                (None, _) => None,
+                (Some(protocol), []) => Some(compare("==", &meta("l4proto"), &json!(protocol))),
+                (Some(protocol), ports) => Some(compare("==", &payload(protocol, "dport"), &port_set(ports))),
+            };
+            for who in peers(&wanted.peers, family, direction) {
+                let mut expressions = vec![who];
+                expressions.extend(what.clone());
+                expressions.push(accept());
+                push(&expressions);
+            }
         }
     }
     commands
@@ -314,45 +335,53 @@ fn port_set(ports: &[String]) -> Value {
     json!({"set": items})
 }
 
-/// What to compare the other end with, one after the other: all networks, then each security group. `None` is anybody.
-fn peer_sets(peers: &[String]) -> Vec<Option<Value>> {
-    let networks: Vec<_> = peers.iter().filter_map(|peer| parse_network(peer)).collect();
+/// That the other end is a peer: in one of the networks, or, one after the other, in a security group.
+fn peers(peers: &[String], family: Family, direction: Direction) -> Vec<Value> {
+    let networks = peers.iter().filter_map(|peer| parse_network(peer));
+    let networks: Vec<_> = networks
+        .filter(|(address, _)| address.is_ipv6() == (family == Family::V6))
+        .collect();
     if networks.iter().any(|(_, prefix)| *prefix == 0) {
-        return vec![None];
+        let is_any = compare("==", &payload("ether", "type"), &json!(family.name()));
+        return vec![is_any];
     }
-    let network = |(address, prefix): &(Ipv4Addr, u8)| match prefix {
-        32 => json!(address.to_string()),
+    let network = |(address, prefix): &(IpAddr, u8)| match (address, prefix) {
+        (IpAddr::V4(_), 32) | (IpAddr::V6(_), 128) => json!(address.to_string()),
         _ => json!({"prefix": {"addr": address.to_string(), "len": prefix}}),
     };
-    let mut sets = Vec::new();
+    let other_end = direction.peer(family);
+    let mut found = Vec::new();
     if !networks.is_empty() {
         let items: Vec<Value> = networks.iter().map(network).collect();
-        sets.push(Some(json!({"set": items})));
+        found.push(compare("==", &other_end, &json!({"set": items})));
     }
     let groups = peers.iter().filter(|peer| parse_network(peer).is_none());
-    sets.extend(groups.map(|id| Some(in_set(id))));
-    sets
+    found.extend(groups.map(|id| compare("==", &other_end, &in_set(&family.its(id)))));
+    found
 }
 
 /// The elements that make a tap and its address a member: of what is guarded, and of its security groups.
 pub(super) fn memberships(leased: &Leased) -> impl Iterator<Item = Value> {
     let element = |name: &str, element: &str| json!({"family": "bridge", "table": TABLE, "name": name, "elem": [element]});
     let guarded = leased.is_guarded.then(|| element(GUARDED, &leased.tap));
-    let ip = leased.ip.to_string();
-    let members = leased.security_groups.iter();
-    guarded.into_iter().chain(members.map(move |id| element(id, &ip)))
+    let families = [Family::V4, Family::V6].into_iter();
+    let addresses = families.filter_map(|family| Some((family, family.address(leased.ip)?)));
+    let members = addresses.flat_map(move |(family, ip)| {
+        let ids = leased.security_groups.iter();
+        ids.map(move |id| element(&family.its(id), &ip))
+    });
+    guarded.into_iter().chain(members)
 }
 
 /// The forward rule that keeps anybody outside from passing for a group.
-pub(super) fn no_strangers(bridge: &str, subnet: Subnet) -> Value {
-    let network = json!({"prefix": {"addr": subnet.network().to_string(), "len": subnet.prefix()}});
+pub(super) fn no_strangers(bridge: &str, family: Family, network: &Value) -> Value {
     rule(
         "inet",
         "forward",
         &[
             compare("!=", &meta("iifname"), &json!(bridge)),
             compare("==", &meta("oifname"), &json!(bridge)),
-            compare("==", &payload("ip", "saddr"), &network),
+            compare("==", &payload(family.name(), "saddr"), network),
             drop(),
         ],
     )
@@ -433,9 +462,17 @@ mod tests {
 
     proptest! {
         #[test]
+        fn networks_of_ipv6_too(address in any::<u128>(), n_zeros in 0u32..128, prefix in 0u8..=140) {
+            let address = address >> n_zeros << n_zeros;
+            let text = format!("{}/{prefix}", std::net::Ipv6Addr::from(address));
+            let whole = prefix <= 128 && address.checked_shl(prefix.into()).unwrap_or(0) == 0;
+            prop_assert_eq!(parse_network(&text).is_some(), whole, "{}", text);
+        }
+
+        #[test]
         fn networks_are_those_that_have_no_host_part(address in any::<u32>(), n_zeros in 0u32..32, prefix in 0u8..=40) {
             let address = address >> n_zeros << n_zeros;
-            let text = format!("{}/{prefix}", Ipv4Addr::from(address));
+            let text = format!("{}/{prefix}", std::net::Ipv4Addr::from(address));
             let bits = u64::from(address) << 32;
             let whole = prefix <= 32 && (bits << prefix) == 0;
             prop_assert_eq!(parse_network(&text).is_some(), whole, "{}", text);

@@ -1,7 +1,7 @@
 //! Puts a sandbox together from the host's parts, and takes it apart again. Taking apart is idempotent and goes on past
 //! failures, so it also clears what a killed agent left behind.
 
-use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use protocol::sandbox::{Dns, HostAlias, Network as NetworkOptions, SandboxOptions, Template};
 
@@ -14,7 +14,7 @@ use crate::{
     capacity,
     error::{Error, ErrorKind, Result},
     group::{network, spec::GroupSpec, status::GroupId, sysctls},
-    network::Policy,
+    network::{Addresses, Policy},
     parts::HostParts,
     profile::{self, phase},
     snapshots::SnapshotId,
@@ -32,14 +32,14 @@ pub async fn put_together(
     parts: &Arc<HostParts>,
     id: &GroupId,
     spec: &GroupSpec,
-    ip: Option<Ipv4Addr>,
+    ip: Option<Addresses>,
     restores: Option<&SnapshotId>,
 ) -> Result<SandboxConnection> {
     let turn = phase("queue", parts.starts.acquire()).await;
     let _turn = turn.map_err(|error| Error::with_source(ErrorKind::Internal, "wait to start", error))?;
     if let Some(standby) = parts.standbys.assigned(id).filter(|_| restores.is_none()) {
         let connection = standby.resources.connection.clone();
-        match take_over(parts, id, spec, standby).await {
+        match take_over(parts, id, spec, ip, standby).await {
             Ok(()) => return Ok(connection),
             Err(error) => {
                 tracing::warn!(group_id = %id, error = %error.chain(), "the sandbox that stood by is of no use");
@@ -77,13 +77,23 @@ pub async fn put_together(
 }
 
 /// Gives a sandbox that stands by to a group.
-async fn take_over(parts: &Arc<HostParts>, id: &GroupId, spec: &GroupSpec, standby: Standby) -> Result<()> {
+async fn take_over(
+    parts: &Arc<HostParts>,
+    id: &GroupId,
+    spec: &GroupSpec,
+    ip: Option<Addresses>,
+    mut standby: Standby,
+) -> Result<()> {
     let memory_bytes = capacity::footprint(spec.size, &parts.config.sandbox).memory_bytes;
     blocking(parts, id, move |parts, id| {
         parts.cgroups.limit_memory(id, memory_bytes)
     })
     .await?;
-    govern(parts, id, spec, standby.ip).await?;
+    // It was made with what every group has.
+    if let (Some(ip), true) = (ip, ip != standby.ip) {
+        standby.resources.attachment = parts.network.attach(id, ip).await?;
+    }
+    govern(parts, id, spec, ip).await?;
     let shape = Shape::of(spec.size, &parts.config);
     let mut options = introduced(parts, spec, machine(parts, shape, &standby.resources));
     options.template = Some(standby.template).into();
@@ -95,7 +105,7 @@ async fn take_over(parts: &Arc<HostParts>, id: &GroupId, spec: &GroupSpec, stand
 }
 
 /// Makes what the group asks of the network hold, before its guest knows who it is.
-async fn govern(parts: &HostParts, id: &GroupId, spec: &GroupSpec, ip: Option<Ipv4Addr>) -> Result<()> {
+async fn govern(parts: &HostParts, id: &GroupId, spec: &GroupSpec, ip: Option<Addresses>) -> Result<()> {
     match ip {
         Some(ip) => parts.network.govern(id, ip, &Policy::of(spec)).await,
         None => Ok(()),
@@ -114,7 +124,7 @@ async fn limit_cpu(parts: &Arc<HostParts>, id: &GroupId, spec: &GroupSpec) -> Re
 pub async fn stand_by(
     parts: &Arc<HostParts>,
     id: &GroupId,
-    ip: Option<Ipv4Addr>,
+    ip: Option<Addresses>,
     shape: Shape,
     template: &Template,
 ) -> Result<Resources> {
@@ -138,7 +148,7 @@ pub async fn stand_by(
 async fn gather(
     parts: &Arc<HostParts>,
     id: &GroupId,
-    ip: Option<Ipv4Addr>,
+    ip: Option<Addresses>,
     memory_bytes: u64,
     restores: Option<&SnapshotId>,
 ) -> Result<Resources> {
@@ -222,8 +232,8 @@ fn machine(parts: &HostParts, shape: Shape, resources: &Resources) -> SandboxOpt
     let network = resources.attachment.as_ref().map(|attachment| NetworkOptions {
         tap: attachment.tap.clone(),
         mac: attachment.mac.clone(),
-        addresses: vec![attachment.address.clone()],
-        gateways: vec![attachment.gateway.to_string()],
+        addresses: attachment.addresses.clone(),
+        gateways: attachment.gateways.clone(),
         mtu: attachment.mtu.into(),
         ..NetworkOptions::default()
     });
@@ -285,7 +295,7 @@ fn introduced(parts: &HostParts, spec: &GroupSpec, machine: SandboxOptions) -> S
 pub async fn take_apart(
     parts: &Arc<HostParts>,
     id: &GroupId,
-    ip: Option<Ipv4Addr>,
+    ip: Option<Addresses>,
     connection: Option<SandboxConnection>,
 ) -> Result<()> {
     let bundle = parts.bundle(id);

@@ -132,9 +132,9 @@ mod tests {
         }];
         let facts = GroupFacts {
             group_id: "eci-1".into(),
-            ip: "10.0.0.2".into(),
+            ips: vec!["10.0.0.2".into()],
             node_name: "n".into(),
-            host_ip: "10.0.0.1".into(),
+            host_ips: vec!["10.0.0.1".into()],
             hostname: "g".into(),
         };
         assert!(

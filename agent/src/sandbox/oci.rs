@@ -124,12 +124,12 @@ pub struct ResolvedProcess {
 pub struct GroupFacts {
     /// The group's id, the default of `metadata.uid`.
     pub group_id: String,
-    /// IPv4 address, empty without a network.
-    pub ip: String,
+    /// Addresses, the IPv4 one first; none without a network.
+    pub ips: Vec<String>,
     /// This host's node name.
     pub node_name: String,
-    /// This host's own address in the groups' network.
-    pub host_ip: String,
+    /// This host's own addresses in the groups' network, the IPv4 one first.
+    pub host_ips: Vec<String>,
     /// The host name that containers see.
     pub hostname: String,
 }
@@ -242,8 +242,10 @@ pub(super) fn field(group: &GroupSpec, path: &str, facts: &GroupFacts) -> Option
         "metadata.uid" => group.uid.clone().unwrap_or_else(|| facts.group_id.clone()),
         "spec.nodeName" => facts.node_name.clone(),
         "spec.serviceAccountName" => "default".to_owned(),
-        "status.podIP" | "status.podIPs" => facts.ip.clone(),
-        "status.hostIP" | "status.hostIPs" => facts.host_ip.clone(),
+        "status.podIP" => facts.ips.first().cloned().unwrap_or_default(),
+        "status.podIPs" => facts.ips.join(","),
+        "status.hostIP" => facts.host_ips.first().cloned().unwrap_or_default(),
+        "status.hostIPs" => facts.host_ips.join(","),
         _ => return None,
     })
 }
@@ -658,9 +660,9 @@ mod tests {
     fn facts() -> GroupFacts {
         GroupFacts {
             group_id: "eci-00000000000000000001".into(),
-            ip: "10.89.0.2".into(),
+            ips: vec!["10.89.0.2".into(), "fd00:89::a59:2".into()],
             node_name: "node-1".into(),
-            host_ip: "10.89.0.1".into(),
+            host_ips: vec!["10.89.0.1".into(), "fd00:89::1".into()],
             hostname: "g".into(),
         }
     }

@@ -7,7 +7,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::Ipv4Addr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -20,7 +19,7 @@ use crate::{
     config::{Config, StandbyConfig},
     error::Result,
     group::{spec::Size, status::GroupId},
-    network::Attachment,
+    network::{Addresses, Attachment},
     parts::HostParts,
     profile,
 };
@@ -76,8 +75,8 @@ pub struct Resources {
 pub struct Standby {
     /// The id of the group that takes it.
     pub id: GroupId,
-    /// The address of that group.
-    pub ip: Option<Ipv4Addr>,
+    /// The address of that group: an IPv4 one, whatever the group will have beside.
+    pub ip: Option<Addresses>,
     /// What it is made of.
     pub resources: Resources,
     /// Where its template is.
@@ -260,7 +259,7 @@ async fn make(
     template: protocol::sandbox::Template,
 ) -> Result<Standby> {
     let id = crate::random::group_id()?;
-    let ip = parts.network.reserve()?;
+    let ip = parts.network.reserve()?.map(|v4| Addresses { v4, v6: None });
     let made = assembly::stand_by(parts, &id, ip, shape, &template).await;
     match made {
         Ok(resources) => {

@@ -90,12 +90,9 @@ impl Files {
 
 fn hosts(identity: &Identity) -> String {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-    let address = identity
-        .interfaces
-        .iter()
-        .flat_map(|interface| &interface.addresses)
-        .next();
-    if let (Some((address, _)), false) = (address, identity.hostname.is_empty()) {
+    let interfaces = identity.interfaces.iter();
+    let addresses = interfaces.flat_map(|interface| &interface.addresses);
+    for (address, _) in addresses.filter(|_| !identity.hostname.is_empty()) {
         let Identity { hostname, domain, .. } = identity;
         let _ = match hostname.split_once('.').map_or(&**hostname, |(short, _)| short) {
             _ if domain.is_empty() => writeln!(text, "{address}\t{hostname}"),
@@ -133,7 +130,10 @@ mod tests {
             interfaces: vec![Interface {
                 name: "eth0".into(),
                 mac: [0; 6],
-                addresses: vec![("10.0.0.2".parse().unwrap(), 24)],
+                addresses: vec![
+                    ("10.0.0.2".parse().unwrap(), 24),
+                    ("fd00::2".parse().unwrap(), 128),
+                ],
                 gateways: Vec::new(),
                 mtu: 0,
             }],
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn files_in_etc_say_what_the_host_said() {
         let identity = identity("web-0");
-        assert!(hosts(&identity).ends_with("10.0.0.2\tweb-0\n10.0.0.9\tdb db.local\n"));
+        assert!(hosts(&identity).ends_with("10.0.0.2\tweb-0\nfd00::2\tweb-0\n10.0.0.9\tdb db.local\n"));
         assert_eq!(
             resolv_conf(&identity),
             "nameserver 10.0.0.10\nsearch a.local local\noptions ndots:5\n"

@@ -7,6 +7,7 @@ pub(crate) mod exec;
 pub(crate) mod fork;
 pub(crate) mod full;
 pub(crate) mod https;
+pub(crate) mod ipv6;
 pub(crate) mod life;
 pub(crate) mod lifecycle;
 pub(crate) mod network;

@@ -13,13 +13,13 @@ use tests::{
 };
 
 /// A port that no rule opens.
-const CLOSED_PORT: u16 = 8081;
-const ANNOTATION: &str = "k8s.aliyun.com/eci-security-group";
+pub(super) const CLOSED_PORT: u16 = 8081;
+pub(super) const SECURITY_GROUP_ANNOTATION: &str = "k8s.aliyun.com/eci-security-group";
 /// Serves the group's name and a file of 1 MiB on both ports.
 const SERVE: &str = "mkdir /srv; hostname > /srv/index.html; dd if=/dev/zero of=/srv/big bs=64k count=16 2>/dev/null; \
                      for p in 8080 8081; do busybox httpd -p $p -h /srv; done; echo serving; sleep 100000 & wait";
 /// What comes through comes far sooner, also on an emulated host; what does not is not waited for longer.
-const PATIENCE_SECONDS: u32 = 4;
+pub(super) const PATIENCE_SECONDS: u32 = 4;
 /// The limit of the stranger's traffic in both directions.
 const LIMIT: &str = "400k";
 /// The same, bytes a second.
@@ -31,7 +31,7 @@ const BURST_BYTES: f64 = 131_072.0;
 const PEER: &str = "peer.db.default.svc.cluster.local";
 
 /// A group that serves, and may do with its own interface what it likes.
-fn server(stage: &Stage, name: &str, fields: Value) -> Pod {
+pub(super) fn server(stage: &Stage, name: &str, fields: Value) -> Pod {
     let mut all = json!({ "securityContext": { "capabilities": { "add": ["NET_ADMIN", "NET_RAW"] } } });
     if let (Value::Object(all), Value::Object(fields)) = (&mut all, fields) {
         all.extend(fields);
@@ -39,7 +39,7 @@ fn server(stage: &Stage, name: &str, fields: Value) -> Pod {
     Pod::new(name).container_with("main", &stage.tools(), SERVE, all)
 }
 
-fn create(host: &Host, pod: &Pod) -> Result<String> {
+pub(super) fn create(host: &Host, pod: &Pod) -> Result<String> {
     host.create(pod)?;
     let mut log = host.follow(pod.name(), "main")?;
     log.wait_line("its servers", |line| line == "serving")?;
@@ -55,20 +55,20 @@ fn ip_of(host: &Host, group: &str) -> Result<String> {
 }
 
 /// The tap of a group.
-fn tap_of(host: &Host, group: &str) -> Result<String> {
+pub(super) fn tap_of(host: &Host, group: &str) -> Result<String> {
     let group = host.group(group)?;
     let id = group["id"].as_str().context("the group has no id")?;
     Ok(id.chars().take(15).collect())
 }
 
 /// What a shell command in a group says, whether it ends well or not.
-fn said(host: &Host, group: &str, script: &str) -> Result<String> {
+pub(super) fn said(host: &Host, group: &str, script: &str) -> Result<String> {
     let finished = host.exec(group, "main", &["/bin/sh", "-c", script])?;
     Ok(finished.stdout.trim().to_owned())
 }
 
 /// That a group gets the names of these servers, or nothing.
-fn ensure_fetches(host: &Host, from: &str, expected: &[(&str, u16, &str)]) -> Result<()> {
+pub(super) fn ensure_fetches(host: &Host, from: &str, expected: &[(&str, u16, &str)]) -> Result<()> {
     let request = r"printf 'GET / HTTP/1.0\r\n\r\n'";
     let fetch = |(ip, port, _): &(&str, u16, &str)| {
         format!(
@@ -84,13 +84,13 @@ fn ensure_fetches(host: &Host, from: &str, expected: &[(&str, u16, &str)]) -> Re
 }
 
 /// What the host itself gets.
-fn curl(address: &str) -> Result<Finished> {
+pub(super) fn curl(address: &str) -> Result<Finished> {
     run(&format!(
         "curl -s --max-time {PATIENCE_SECONDS} http://{address}/"
     ))
 }
 
-fn run(script: &str) -> Result<Finished> {
+pub(super) fn run(script: &str) -> Result<Finished> {
     process::run(Command::new("sh").args(["-ec", script]), b"")
 }
 
@@ -115,7 +115,8 @@ pub(super) fn ensure_only_member(host: &Host, group: &str, security_group: &str)
 
 pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Result<()> {
     let host = &stage.host;
-    let unknown = server(stage, "inside", json!({})).annotation(ANNOTATION, "sg-open-port, sg-nowhere");
+    let unknown =
+        server(stage, "inside", json!({})).annotation(SECURITY_GROUP_ANNOTATION, "sg-open-port, sg-nowhere");
     host.try_create(&unknown)?.refused(
         1,
         &[
@@ -126,11 +127,12 @@ pub(crate) fn groups_are_reached_as_they_are_allowed(stage: &mut Stage) -> Resul
     )?;
     let host_port = free_address()?.port();
     let ports = json!({ "ports": [{ "containerPort": OPEN_PORT, "hostPort": host_port }] });
-    let pod = server(stage, "inside", ports.clone()).annotation(ANNOTATION, "sg-open-port, sg-silent");
+    let pod = server(stage, "inside", ports.clone())
+        .annotation(SECURITY_GROUP_ANNOTATION, "sg-open-port, sg-silent");
     let inside = create(host, &pod)?;
     let pod = server(stage, "peer", json!({}))
         .spec(json!({ "subdomain": "db", "setHostnameAsFQDN": true }))
-        .annotation(ANNOTATION, SILENT_GROUP);
+        .annotation(SECURITY_GROUP_ANNOTATION, SILENT_GROUP);
     let peer = create(host, &pod)?;
     let pod = server(stage, "stranger", json!({}))
         .annotation("kubernetes.io/ingress-bandwidth", LIMIT)
@@ -222,8 +224,9 @@ fn ensure_host_reaches(inside: &str, host_port: u16) -> Result<()> {
     Ok(())
 }
 
-/// A machine beside the host reaches the port of the host, and no group.
-fn ensure_outside_reaches(inside: &str, host_port: u16) -> Result<()> {
+/// Does something while there is a machine beside the host, on a link of its own, whose router is the host. Told is how to run
+/// a command there.
+pub(super) fn elsewhere(here: &str, there: &str, router: &str, act: impl FnOnce(&str)) -> Result<()> {
     let mut outside = Background::start(Command::new("unshare").args([
         "--net",
         "sh",
@@ -231,24 +234,32 @@ fn ensure_outside_reaches(inside: &str, host_port: u16) -> Result<()> {
         "echo there; exec sleep 1000",
     ]))?;
     outside.wait_line("another network", |line| line == "there")?;
-    let there = format!("nsenter --net=/proc/{}/ns/net", outside.id());
+    let within = format!("nsenter --net=/proc/{}/ns/net", outside.id());
+    // Only IPv6 knows the flag: it would wait to find out whether another has the address.
+    let nodad = if here.contains(':') { "nodad" } else { "" };
     run(&format!(
-        "ip link add eciout type veth peer name eciin netns {id}; ip addr add 10.99.0.1/24 dev eciout; \
-         ip link set eciout up; {there} ip addr add 10.99.0.2/24 dev eciin; {there} ip link set eciin up; \
-         {there} ip route add default via 10.99.0.1",
+        "ip link add eciout type veth peer name eciin netns {id}; ip addr add {here} dev eciout {nodad}; \
+         ip link set eciout up; {within} ip addr add {there} dev eciin {nodad}; {within} ip link set eciin up; \
+         {within} ip route add default via {router}",
         id = outside.id()
     ))?
     .success()?;
-    let get = |address: String| {
-        run(&format!(
-            "{there} curl -s --max-time {PATIENCE_SECONDS} http://{address}/"
-        ))
-    };
-    let (led, straight) = (
-        get(format!("10.99.0.1:{host_port}")),
-        get(format!("{inside}:{OPEN_PORT}")),
-    );
+    act(&within);
     run("ip link del eciout")?.success()?;
+    Ok(())
+}
+
+/// A machine beside the host reaches the port of the host, and no group.
+fn ensure_outside_reaches(inside: &str, host_port: u16) -> Result<()> {
+    let mut found: Vec<Result<Finished>> = Vec::new();
+    elsewhere("10.99.0.1/24", "10.99.0.2/24", "10.99.0.1", |within| {
+        for address in [format!("10.99.0.1:{host_port}"), format!("{inside}:{OPEN_PORT}")] {
+            found.push(run(&format!(
+                "{within} curl -s --max-time {PATIENCE_SECONDS} http://{address}/"
+            )));
+        }
+    })?;
+    let [led, straight] = <[_; 2]>::try_from(found).map_err(|_| anyhow::anyhow!("two were tried"))?;
     let (led, straight) = (led?.success()?, straight?);
     ensure!(
         led == "inside\n",

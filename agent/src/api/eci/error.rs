@@ -68,6 +68,7 @@ impl From<Violations> for ApiError {
             Some(ViolationKind::DuplicateVolume) => (400, "InvalidParameter.DuplicatedVolumeName"),
             Some(ViolationKind::Size) => (400, "InvalidParameter.CPU.Memory"),
             Some(ViolationKind::Restricted) => (403, "FeatureAccessRestricted"),
+            Some(ViolationKind::NoIpv6) => (400, "Ipv6AddressNotSupport"),
             Some(ViolationKind::PortTaken) => (400, "OperationConflict"),
             Some(ViolationKind::UnknownSecurityGroup) => (404, "InvalidSecurityGroupId.NotFound"),
             Some(ViolationKind::Invalid | ViolationKind::Unsupported) | None => (400, "InvalidParameter"),

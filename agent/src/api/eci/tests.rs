@@ -147,6 +147,7 @@ async fn a_group_lives_through_the_api() {
     assert_eq!(group["Cpu"], 2.0);
     assert_eq!(group["Memory"], 4.0);
     assert_eq!(group["IntranetIp"], "10.89.0.2");
+    assert_eq!(group["Ipv6Address"], "fd00:89::a59:2");
     assert_eq!(group["Tags"], json!([{"Key": "team", "Value": "a"}]));
     assert_eq!(group["Containers"][0]["Commands"], json!(["sleep"]));
     assert_eq!(group["Containers"][0]["CurrentState"]["State"], "Running");
@@ -386,6 +387,12 @@ async fn errors_have_the_documented_codes() {
             vec![name, image, ("SecurityGroupId", "sg-x")],
             404,
             "InvalidSecurityGroupId.NotFound",
+        ),
+        (
+            "CreateContainerGroup",
+            vec![name, image, ("Ipv6AddressCount", "1")],
+            400,
+            "Ipv6AddressNotSupport",
         ),
         (
             "CreateContainerGroup",

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::probe_view;
+use crate::api::pod_view;
 use crate::{
     config::EciConfig,
     group::{
@@ -79,6 +80,9 @@ pub(super) fn group(group: &Group, config: &EciConfig, with_events: bool) -> Val
     }
     if let Some(ip) = &status.ip {
         set("IntranetIp", json!(ip));
+    }
+    if let Some(ip) = &status.ip6 {
+        set("Ipv6Address", json!(ip));
     }
     // A group may be in several; the API has room for one.
     if let Some(security_group) = spec.network.security_groups.first() {
@@ -394,5 +398,8 @@ pub(super) fn annotations(group: &Group) -> String {
         "k8s.aliyun.com/eci-instance-spec".into(),
         format!("{:.1}-{:.1}Gi", cpu(group.spec.size), memory(group.spec.size)),
     );
+    if let Some(ip) = &group.status.ip6 {
+        annotations.insert(pod_view::IPV6_ANNOTATION.into(), ip.clone());
+    }
     serde_json::to_string(&annotations).unwrap_or_default()
 }

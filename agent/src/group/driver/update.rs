@@ -8,6 +8,7 @@ use super::{Driver, Live};
 use crate::{
     error::{Error, ErrorKind, Result},
     group::{
+        network::wants_ipv6,
         plan::ContainerSeen,
         spec::{ContainerSpec, GroupSpec},
         status::{ContainerState, EventKind, GroupStatus, Phase},
@@ -133,6 +134,11 @@ impl Driver {
         let Some(spec) = self.record.update.take() else {
             return false;
         };
+        // Where nothing changes a running guest keeps what it has, whatever this host would give a new one.
+        if wants_ipv6(&spec) != wants_ipv6(&self.spec) {
+            let addresses = |ip| self.parts.network.addresses(ip, wants_ipv6(&spec));
+            self.record.ip6 = self.record.ip.and_then(|ip| addresses(ip).v6);
+        }
         let fresh = GroupStatus::new(&spec, now_ms());
         let mut old: Vec<_> = std::mem::take(&mut self.containers)
             .into_iter()

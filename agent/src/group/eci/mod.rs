@@ -142,6 +142,7 @@ pub fn to_group(params: &Params, rules: &Rules) -> Result<GroupSpec, Violations>
             .collect(),
         ingress_bits: read_bandwidth(&reader, "IngressBandwidth"),
         egress_bits: read_bandwidth(&reader, "EgressBandwidth"),
+        ipv6: (reader.number("Ipv6AddressCount", 0..=1) == Some(1)).then_some(true),
         ..NetworkSpec::default()
     };
     let share_process_namespace = reader.flag("ShareProcessNamespace").unwrap_or(false);
@@ -230,12 +231,9 @@ fn refuse_unsupported(reader: &Reader<'_>) {
             reader.note(ViolationKind::Unsupported, field, "true", NOT_YET);
         }
     }
-    for field in ["Ipv6AddressCount", "EphemeralStorage"] {
-        if let Some(count) = reader.number(field, 0..=5000)
-            && count > 0
-        {
-            reader.note(ViolationKind::Unsupported, field, &count.to_string(), NOT_YET);
-        }
+    let field = "EphemeralStorage";
+    if let Some(gib) = reader.number(field, 0..=5000).filter(|gib| *gib > 0) {
+        reader.note(ViolationKind::Unsupported, field, &gib.to_string(), NOT_YET);
     }
     for (field, valid) in [("OsType", "Linux"), ("CpuArchitecture", "AMD64")] {
         reader.choice(field, &[(valid, ())]);

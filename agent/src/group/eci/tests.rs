@@ -1,5 +1,6 @@
 use super::*;
 use crate::group::host_path::{HostPathKind, HostPathVolume};
+use crate::group::network::wants_ipv6;
 
 fn group(pairs: &[(&str, &str)]) -> Result<GroupSpec, Violations> {
     let base = [
@@ -437,6 +438,21 @@ fn a_security_group_is_taken_over() {
         let spec = group(&[("SecurityGroupId", none)]).unwrap();
         assert_eq!(spec.network, NetworkSpec::default());
     }
+}
+
+#[test]
+fn one_ipv6_address_may_be_asked_for() {
+    for (count, expected) in [("1", Some(true)), ("0", None)] {
+        let spec = group(&[("Ipv6AddressCount", count)]).unwrap();
+        assert_eq!(spec.network.ipv6, expected, "{count}");
+        assert_eq!(wants_ipv6(&spec), expected.is_some());
+    }
+    assert!(!wants_ipv6(&group(&[]).unwrap()));
+    let refused = group(&[("Ipv6AddressCount", "2")]).unwrap_err().to_string();
+    assert!(
+        refused.contains("Ipv6AddressCount") && refused.contains("0 to 1"),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One container of a Pod.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::lifecycle;
 use k8s_openapi::{
@@ -444,12 +444,13 @@ fn convert_port(port: ContainerPort, path: &str, found: &mut Violations) -> Opti
         })
     });
     let host_ip = host_ip.filter(|ip| !ip.is_empty()).and_then(|ip| {
-        let address = ip.parse::<Ipv4Addr>();
-        if address.is_err() {
+        let address = ip.parse::<IpAddr>();
+        let leads_nowhere = address.as_ref().is_ok_and(|ip| ip.is_ipv6() && ip.is_loopback());
+        if address.is_err() || leads_nowhere {
             found.invalid(
                 format!("{path}.hostIP"),
                 &ip,
-                "valid: an IPv4 address of the host",
+                "valid: an address of the host, of IPv6 another than ::1",
             );
         }
         address.ok().filter(|ip| !ip.is_unspecified())

@@ -334,6 +334,14 @@ fn convert(
 /// What annotations say about the network.
 fn network_spec(annotations: &BTreeMap<String, String>, found: &mut Violations) -> NetworkSpec {
     let security_groups = annotations.get(network::SECURITY_GROUP_ANNOTATION);
+    let ipv6 = annotations.get(network::IPV6_ANNOTATION).and_then(|text| {
+        let wanted = text.parse();
+        if wanted.is_err() {
+            let field = format!("metadata.annotations[{}]", network::IPV6_ANNOTATION);
+            found.invalid(field, text, "valid: true or false");
+        }
+        wanted.ok()
+    });
     let mut bits = |annotation: &str| {
         let text = annotations.get(annotation)?;
         let bits = quantity::parse_units(text);
@@ -344,6 +352,7 @@ fn network_spec(annotations: &BTreeMap<String, String>, found: &mut Violations) 
         bits.ok()
     };
     NetworkSpec {
+        ipv6,
         security_groups: security_groups.map_or_else(Vec::new, |text| network::comma_list(text)),
         ingress_bits: bits(network::INGRESS_ANNOTATION),
         egress_bits: bits(network::EGRESS_ANNOTATION),

@@ -214,7 +214,7 @@ fn wrong_values_name_field_and_what_is_valid() {
         ),
         (
             "    ports: [{containerPort: 80, hostPort: 80, hostIP: '::1'}]",
-            "ports[0].hostIP: \"::1\": valid: an IPv4 address",
+            "ports[0].hostIP: \"::1\": valid: an address of the host, of IPv6 another than ::1",
         ),
         (
             "    ports: [{containerPort: 80, hostPort: 80}, {containerPort: 81, hostPort: 80}]",

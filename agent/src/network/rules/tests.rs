@@ -1,6 +1,8 @@
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::network::{
-    HostProtocol,
+    HostProtocol, Subnet, Subnet6,
     security::{Protocol, Rule},
 };
 
@@ -10,7 +12,10 @@ fn leased(number: u8, security_groups: &[&str]) -> Leased {
         security_groups: security_groups.iter().map(|id| (*id).to_owned()).collect(),
         ..Leased::new(
             format!("eci-0123456789{}", char::from(b'a' + number)),
-            Ipv4Addr::new(10, 89, 0, number),
+            Addresses {
+                v4: Ipv4Addr::new(10, 89, 0, number),
+                v6: None,
+            },
         )
     }
 }
@@ -54,7 +59,7 @@ fn host_ports() -> Vec<HostPort> {
     };
     vec![
         port(None, 8080, HostProtocol::Tcp),
-        port(Some(Ipv4Addr::new(192, 0, 2, 1)), 53, HostProtocol::Udp),
+        port(Some(Ipv4Addr::new(192, 0, 2, 1).into()), 53, HostProtocol::Udp),
     ]
 }
 
@@ -71,10 +76,28 @@ fn ensure_recorded(name: &str, text: &str, recorded: &str) {
     );
 }
 
+fn prefixes(config: &NetworkConfig) -> Prefixes {
+    Prefixes {
+        v4: Subnet::parse(&config.subnet).unwrap(),
+        v6: Subnet6::parse(&config.subnet6).ok(),
+    }
+}
+
+/// The same group with an IPv6 address.
+fn with_ipv6(leased: Leased) -> Leased {
+    let subnet6 = Subnet6::parse(SUBNET6).unwrap();
+    let ip = Addresses {
+        v6: Some(subnet6.address(leased.ip.v4)),
+        ..leased.ip
+    };
+    Leased { ip, ..leased }
+}
+
+const SUBNET6: &str = "fd00:89::/64";
+
 fn text_of_base(security_groups: &[SecurityGroup], leased: &[Leased]) -> String {
     let config = NetworkConfig::default();
-    let subnet = Subnet::parse(&config.subnet).unwrap();
-    nft::text(&base(&config, security_groups, subnet, leased))
+    nft::text(&base(&config, security_groups, prefixes(&config), leased))
 }
 
 #[test]
@@ -93,6 +116,56 @@ fn the_rules_are_as_recorded() {
         "security_groups.txt",
         &all,
         include_str!("../snapshots/security_groups.txt"),
+    );
+}
+
+#[test]
+fn the_rules_of_ipv6_are_as_recorded() {
+    let mut groups = security_groups();
+    groups[0].ingress.push(allow(
+        Protocol::Icmp,
+        &[],
+        &["::/0", "fd00:1::/32", "2001:db8::7", "sg-db"],
+    ));
+    groups[0]
+        .ingress
+        .push(allow(Protocol::Udp, &["53"], &["fd00:1::/32", "2001:db8::7"]));
+    let config = NetworkConfig {
+        subnet6: SUBNET6.into(),
+        ..NetworkConfig::default()
+    };
+    let leased = [leased(2, &[]), with_ipv6(leased(3, &["sg-web", "sg-db"]))];
+    let text = nft::text(&base(&config, &groups, prefixes(&config), &leased));
+    ensure_recorded("ipv6.txt", &text, include_str!("../snapshots/ipv6.txt"));
+    // A network that is routed here is reached from outside, and leaves as it is.
+    let routed = NetworkConfig {
+        masquerade6: false,
+        ..config
+    };
+    let text = nft::text(&base(&routed, &[], prefixes(&routed), &[]));
+    assert!(!text.contains("\"ipv6\""), "{text}");
+    assert!(text.contains("\"ipv4\""), "{text}");
+}
+
+#[test]
+fn a_group_with_both_addresses_takes_back_all() {
+    let leased = with_ipv6(Leased {
+        host_ports: vec![
+            HostPort {
+                ip: Some("2001:db8::1".parse().unwrap()),
+                ..host_ports()[0]
+            },
+            host_ports()[1],
+            host_ports()[0],
+        ],
+        ..leased(4, &["sg-web"])
+    });
+    let added = nft::text(&add(policy(&leased)));
+    let text = format!("{added}\n{}", nft::text(&remove_commands(&leased)));
+    ensure_recorded(
+        "membership_ipv6.txt",
+        &text,
+        include_str!("../snapshots/membership_ipv6.txt"),
     );
 }
 

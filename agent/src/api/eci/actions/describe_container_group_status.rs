@@ -68,7 +68,7 @@ fn status(group: &Group, host_ip: &str) -> Value {
             "Phase": pod_view::phase(group),
             "HostIp": host_ip,
             "PodIp": status.ip.clone().unwrap_or_default(),
-            "PodIps": status.ip.iter().map(|ip| json!({"Ip": ip})).collect::<Vec<_>>(),
+            "PodIps": status.ips().map(|ip| json!({"Ip": ip})).collect::<Vec<_>>(),
             "QosClass": pod_view::qos_class(spec),
             "StartTime": status.started_at_ms.map(view::time).unwrap_or_default(),
             "Conditions": conditions,
