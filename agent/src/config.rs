@@ -193,8 +193,45 @@ pub struct NetworkConfig {
     pub masquerade: bool,
     /// Masquerade what leaves `subnet6`; switched off where that network is routed to this host.
     pub masquerade6: bool,
+    /// A network of CNI instead.
+    pub cni: CniConfig,
     /// Domain of the Kubernetes cluster, in which Pods with a subdomain have their names.
     pub cluster_domain: String,
+}
+
+/// Networks of CNI plugins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CniConfig {
+    /// Whether groups get one.
+    pub mode: CniMode,
+    /// Where networks are configured; the first file by name holds.
+    pub conf_dir: PathBuf,
+    /// Where the plugins are.
+    pub bin_dirs: Vec<PathBuf>,
+}
+
+/// Whether groups get their network from CNI plugins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CniMode {
+    /// When one is configured as the agent starts.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Always: the agent does not start without a configuration.
+    Required,
+}
+
+impl Default for CniConfig {
+    fn default() -> Self {
+        Self {
+            mode: CniMode::default(),
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+        }
+    }
 }
 
 /// Admission of groups.
@@ -378,6 +415,7 @@ impl Default for NetworkConfig {
             nameservers: Vec::new(),
             masquerade: true,
             masquerade6: true,
+            cni: CniConfig::default(),
             cluster_domain: "cluster.local".into(),
         }
     }

@@ -266,8 +266,10 @@ impl Host {
         }
         self.admit(&spec)?;
         self.choose_disks(&mut spec)?;
+        // CNI plugins want to know the group.
         let standby = match snapshot {
             Some(_) => None,
+            None if self.parts.network.uses_cni() => None,
             None => self.parts.standbys.take(Shape::of(spec.size, &self.parts.config)),
         };
         let (id, ip) = match &standby {

@@ -122,6 +122,10 @@ bridge = "ecitest0"
 subnet = "10.88.0.0/16"
 subnet6 = "fd00:88::/64"
 
+[network.cni]
+conf_dir = "{cni}/net.d"
+bin_dirs = ["{cni}/bin", "/usr/lib/cni"]
+
 [image]
 insecure_registries = ["{registry}"]
 
@@ -161,6 +165,7 @@ id = "sg-six-friends"
 "#,
             state = state_dir.display(),
             run = dir.join("run").display(),
+            cni = dir.join("cni").display(),
             kernel = product.guest.join("vmlinux").display(),
             initrd = product.guest.join("initramfs.cpio").display(),
             templates = templates.config(),
@@ -252,6 +257,11 @@ id = "sg-six-friends"
             self.dir.join("run"),
             socket_dir(&self.dir),
         ]
+    }
+
+    /// Where networks of CNI plugins and plugins of a test's own can be.
+    pub fn cni_dir(&self) -> PathBuf {
+        self.dir.join("cni")
     }
 
     /// The parent cgroup of its groups.

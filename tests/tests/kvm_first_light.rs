@@ -72,6 +72,9 @@ fn main() -> ExitCode {
             input_ends_where_the_caller_ends_it,
             what_cannot_be_run_is_named,
         },
+        cni::{
+            groups_get_their_network_from_plugins,
+        },
         ipv6::{
             groups_speak_ipv6_as_they_are_allowed,
         },

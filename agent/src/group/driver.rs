@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
+    network::Addresses,
     parts::{HostParts, now_ms},
     sandbox::client::{SandboxConnection, TaskState},
     snapshots::SnapshotId,
@@ -529,7 +530,7 @@ impl Driver {
             spec: Arc::clone(&self.spec),
             index,
             run: self.record.containers[index].runs.checked_sub(1)?,
-            ip: self.record.addresses(),
+            ip: self.addresses(),
             connection: self.connection.clone()?,
             is_captured: self.record.containers[index].is_captured,
             writers: self.writers.clone(),
@@ -912,10 +913,16 @@ impl Driver {
         super::events::push(events, now_ms(), kind, reason, message, name);
     }
 
+    /// Its own addresses, or those that CNI plugins gave its sandbox.
+    fn addresses(&self) -> Option<Addresses> {
+        let given = || self.parts.network.given(&self.id);
+        self.record.addresses().or_else(given)
+    }
+
     /// Writes the state down, then shows it.
     async fn save(&mut self) {
         let situation = self.situation();
-        self.record.group.status.show_addresses(self.record.addresses());
+        self.record.group.status.show_addresses(self.addresses());
         view::settle(&mut self.record.group.status, &self.spec, situation, now_ms());
         while self.saved.as_ref() != Some(&self.record) {
             let (store, record) = (self.parts.store.clone(), self.record.clone());

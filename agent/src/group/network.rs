@@ -80,6 +80,22 @@ pub fn wants_ipv6(spec: &GroupSpec) -> bool {
     spec.network.ipv6.unwrap_or(spec.door == Door::Pod)
 }
 
+/// The limits of a group's traffic, in and out, with their fields.
+pub fn bandwidth_fields(spec: &GroupSpec) -> [(String, Option<u64>); 2] {
+    let root = FieldPath::new(spec.door);
+    let field = |annotation, parameter| annotation_or(&root, annotation, parameter).into();
+    [
+        (
+            field(INGRESS_ANNOTATION, "IngressBandwidth"),
+            spec.network.ingress_bits,
+        ),
+        (
+            field(EGRESS_ANNOTATION, "EgressBandwidth"),
+            spec.network.egress_bits,
+        ),
+    ]
+}
+
 /// The field by which groups of this door ask for an IPv6 address.
 pub fn ipv6_field(door: Door) -> String {
     annotation_or(&FieldPath::new(door), IPV6_ANNOTATION, "Ipv6AddressCount").into()

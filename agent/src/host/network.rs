@@ -7,12 +7,22 @@ use crate::{
     error::{Error, Result},
     group::{
         driver::Published,
-        network::{MAX_HOSTNAME_BYTES, host_port_field, ipv6_field, security_group_field, seen_hostname},
+        network::{
+            MAX_HOSTNAME_BYTES, bandwidth_fields, host_port_field, ipv6_field, security_group_field,
+            seen_hostname,
+        },
         spec::{Door, GroupSpec},
         status::{Group, GroupId, Phase},
         violation::{ViolationKind, Violations},
     },
-    network::{HostPort, Lease, Network, Policy, host_ports},
+    network::{
+        HostPort, Lease, Network, Policy,
+        cni::{
+            Cni,
+            conf::{self, Capability},
+        },
+        host_ports,
+    },
     store::Record,
 };
 
@@ -27,7 +37,12 @@ pub(super) async fn open(config: &Config, records: &[Record]) -> Result<Network>
         })
     };
     let leases = records.iter().filter_map(lease).collect();
-    Network::open(config.network.clone(), config.security_group.clone(), leases).await
+    let cni = config
+        .network
+        .enabled
+        .then(|| Cni::open(&config.network.cni, &config.state_dir, &config.run_dir));
+    let security_groups = config.security_group.clone();
+    Network::open(config.network.clone(), security_groups, leases, cni.transpose()?).await
 }
 
 impl Host {
@@ -39,6 +54,9 @@ impl Host {
         unknown_security_groups(spec, &known, &mut found);
         let has_ipv6 = self.parts.network.has_ipv6();
         no_ipv6(spec, has_ipv6, &mut found);
+        if let Some(network) = self.parts.network.cni_network() {
+            beyond_cni(spec, network, &mut found);
+        }
         too_long_a_hostname(spec, &self.parts.config.network.cluster_domain, &mut found);
         let others: Vec<Group> = self
             .all()
@@ -91,6 +109,41 @@ fn no_ipv6(spec: &GroupSpec, has_ipv6: bool, found: &mut Violations) {
         let problem = "this host has no IPv6 addresses to give: set network.subnet6 in the agent's configuration, such as \
                        \"fd00:89::/64\"";
         found.add(ViolationKind::NoIpv6, field, value, problem);
+    }
+}
+
+/// What the plugins of a network do not do: rules of security groups are for the agent's own network, the rest is for plugins that
+/// say that they can.
+fn beyond_cni(spec: &GroupSpec, network: &conf::Network, found: &mut Violations) {
+    let mut add = |field: String, value: &dyn std::fmt::Display, problem: String| {
+        found.add(ViolationKind::Unsupported, field, value, problem);
+    };
+    let name = &network.name;
+    for id in &spec.network.security_groups {
+        let problem = format!(
+            "groups of this host are in the CNI network {name}, where there are no security groups; valid: none, or \
+             network.cni.mode = \"off\" in the agent's configuration"
+        );
+        add(security_group_field(spec.door), id, problem);
+    }
+    let can_not = |capability: Capability| {
+        format!(
+            "the CNI network {name} has no plugin with the capability {}; valid: none, or such a plugin",
+            capability.name()
+        )
+    };
+    if !network.can(Capability::PortMappings) {
+        for (container, index, port) in &host_ports(spec) {
+            let field = host_port_field(spec, *container, *index);
+            add(field, port, can_not(Capability::PortMappings));
+        }
+    }
+    if !network.can(Capability::Bandwidth) {
+        for (field, bits) in bandwidth_fields(spec) {
+            if let Some(bits) = bits {
+                add(field, &bits, can_not(Capability::Bandwidth));
+            }
+        }
     }
 }
 
@@ -198,6 +251,35 @@ mod tests {
         );
         spec.door = Door::Eci;
         assert!(said(&spec, false).starts_with("Ipv6AddressCount: \"1\": "));
+    }
+
+    #[test]
+    fn what_plugins_do_not_do_is_refused() {
+        let network = |capabilities: &str| {
+            let text = format!(
+                r#"{{"cniVersion":"1.0.0","name":"n","type":"p","capabilities":{{{capabilities}}}}}"#
+            );
+            conf::parse(&text).unwrap()
+        };
+        let mut spec = with_port("g", 8080);
+        spec.network.security_groups = vec!["sg-a".into()];
+        spec.network.ingress_bits = Some(1000);
+        let said = |network: &conf::Network| {
+            let mut found = Violations::default();
+            beyond_cni(&spec, network, &mut found);
+            found.0.into_iter().map(|found| found.field).collect::<Vec<_>>()
+        };
+        let all = [
+            "metadata.annotations[k8s.aliyun.com/eci-security-group]",
+            "spec.containers[1].ports[0].hostPort",
+            "metadata.annotations[kubernetes.io/ingress-bandwidth]",
+        ];
+        assert_eq!(said(&network("")), all);
+        assert_eq!(said(&network(r#""portMappings":true"#)), [all[0], all[2]]);
+        assert_eq!(
+            said(&network(r#""portMappings":true,"bandwidth":true"#)),
+            [all[0]]
+        );
     }
 
     fn with_port(name: &str, host_port: u16) -> GroupSpec {

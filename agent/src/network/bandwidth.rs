@@ -162,6 +162,11 @@ pub(super) fn policer(index: u32, bits: u64) -> TcMessage {
         TcActionAttribute::Kind("police".to_owned()),
         TcActionAttribute::Options(options),
     ];
+    filter_all(index, action)
+}
+
+/// A filter on what an interface gets that does the same to everything.
+pub(super) fn filter_all(index: u32, action: TcAction) -> TcMessage {
     let filter = TcOption::MatchAll(TcFilterMatchAllOption::Action(vec![action]));
     let attributes = vec![
         TcAttribute::Kind(TcFilterMatchAll::KIND.to_owned()),

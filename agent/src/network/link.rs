@@ -42,7 +42,7 @@ impl Links {
         Ok(Self { handle })
     }
 
-    async fn link(&self, name: &str) -> Result<Option<LinkMessage>> {
+    pub(super) async fn link(&self, name: &str) -> Result<Option<LinkMessage>> {
         match self
             .handle
             .link()
@@ -193,8 +193,18 @@ impl Links {
         Ok(())
     }
 
+    /// The interface is up, with this MTU where one is given.
+    pub(super) async fn bring_up(&self, name: &str, index: u32, mtu: Option<u16>) -> Result<()> {
+        let mut message = LinkUnspec::new_with_index(index).up();
+        if let Some(mtu) = mtu {
+            message = message.mtu(mtu.into());
+        }
+        let set = self.handle.link().set(message.build()).execute().await;
+        set.map_err(failed(format!("bring up {name}")))
+    }
+
     /// Makes what a message describes; `flags` say what is to happen when it is there.
-    async fn make(
+    pub(super) async fn make(
         &self,
         message: RouteNetlinkMessage,
         flags: u16,

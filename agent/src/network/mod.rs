@@ -4,6 +4,7 @@
 //! Bridge and base rules stay while the agent is away, since groups live on; [`Network::cleanup`] removes them.
 
 pub mod bandwidth;
+pub mod cni;
 mod family;
 mod ipam;
 mod ipv6;
@@ -18,7 +19,7 @@ mod together;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -53,6 +54,10 @@ pub struct Attachment {
     pub gateways: Vec<String>,
     /// MTU.
     pub mtu: u16,
+    /// Network namespace that the tap is in; `None`: the host's.
+    pub netns: Option<PathBuf>,
+    /// Name servers of a network that has its own.
+    pub dns: Option<cni::Dns>,
 }
 
 /// What holds for a group in the network beside its own address.
@@ -130,6 +135,7 @@ pub struct Network {
     leased: Mutex<BTreeMap<GroupId, Leased>>,
     pool: Mutex<AddressPool>,
     links: Option<link::Links>,
+    cni: Option<cni::Cni>,
 }
 
 impl Network {
@@ -141,6 +147,7 @@ impl Network {
         config: NetworkConfig,
         security_groups: Vec<SecurityGroup>,
         leases: Vec<Lease>,
+        cni: Option<cni::Cni>,
     ) -> Result<Self> {
         let subnet = Subnet::parse(&config.subnet)
             .map_err(|error| Error::with_source(ErrorKind::InvalidArgument, "network.subnet", error))?;
@@ -159,8 +166,10 @@ impl Network {
             pool: Mutex::new(AddressPool::new(subnet)),
             leased: Mutex::default(),
             links: None,
+            cni,
         };
         let (mut leased, mut limited, mut neighbours) = (Vec::new(), Vec::new(), Vec::new());
+        let has_leases = !leases.is_empty();
         for lease in leases {
             network.lock_pool().take(lease.ip.v4);
             if lease.is_attached {
@@ -169,7 +178,8 @@ impl Network {
                 neighbours.push(lease.ip);
             }
         }
-        if network.config.enabled {
+        // Groups that have a place in it keep that.
+        if network.config.enabled && (!network.uses_cni() || has_leases) {
             let config = &network.config;
             let links = link::Links::open()?;
             links
@@ -236,7 +246,22 @@ impl Network {
 
     /// Whether groups have a network.
     pub fn is_enabled(&self) -> bool {
-        self.links.is_some()
+        self.links.is_some() || self.uses_cni()
+    }
+
+    /// Whether new groups get their network from CNI plugins.
+    pub fn uses_cni(&self) -> bool {
+        self.cni_network().is_some()
+    }
+
+    /// Which network that is.
+    pub fn cni_network(&self) -> Option<&cni::conf::Network> {
+        self.cni.as_ref()?.network()
+    }
+
+    /// The addresses that CNI plugins gave a group.
+    pub fn given(&self, id: &GroupId) -> Option<Addresses> {
+        self.cni.as_ref()?.addresses(id)
     }
 
     /// Reserves an address; the caller makes it durable. `None` when the network is switched off.
@@ -244,7 +269,7 @@ impl Network {
     /// # Errors
     /// `ResourceExhausted` when all are taken.
     pub fn reserve(&self) -> Result<Option<Ipv4Addr>> {
-        if self.links.is_none() {
+        if self.links.is_none() || self.uses_cni() {
             return Ok(None);
         }
         let mut pool = self.lock_pool();
@@ -271,7 +296,7 @@ impl Network {
 
     /// Whether groups can have IPv6 addresses.
     pub fn has_ipv6(&self) -> bool {
-        self.links.is_some() && self.subnet6.is_some()
+        self.links.is_some() && self.subnet6.is_some() && !self.uses_cni()
     }
 
     /// Without the IPv6 address when there are none any more: it is out of use until the network is configured again.
@@ -329,6 +354,17 @@ impl Network {
         Ok(Some(attachment))
     }
 
+    /// Has CNI plugins make the group's network, where they do that on this host.
+    ///
+    /// # Errors
+    /// As [`cni::Cni::add`].
+    pub async fn attach_by_cni(&self, id: &GroupId, spec: &GroupSpec) -> Result<Option<Attachment>> {
+        match &self.cni {
+            Some(cni) if self.uses_cni() => cni.add(id, cni::Request::of(spec, id)).await.map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Makes what holds for a group hold, before its guest has anything of the group. Idempotent.
     ///
     /// # Errors
@@ -359,6 +395,8 @@ impl Network {
             addresses,
             gateways,
             mtu: self.config.mtu,
+            netns: None,
+            dns: None,
         }
     }
 
@@ -366,8 +404,11 @@ impl Network {
     ///
     /// # Errors
     /// `Internal` with what the kernel or `nft` said.
-    pub async fn detach(&self, id: &GroupId, ip: Addresses) -> Result<()> {
-        let Some(links) = &self.links else {
+    pub async fn detach(&self, id: &GroupId, ip: Option<Addresses>) -> Result<()> {
+        if let Some(cni) = &self.cni {
+            cni.remove(id).await?;
+        }
+        let (Some(links), Some(ip)) = (&self.links, ip) else {
             return Ok(());
         };
         let known = self.lock_leased().get(id).cloned();
@@ -383,6 +424,14 @@ impl Network {
     /// # Errors
     /// `Internal` with what the kernel said.
     pub async fn remove_orphans(&self, known: &[GroupId]) -> Result<Vec<String>> {
+        if let Some(cni) = &self.cni {
+            for id in cni.orphans(known) {
+                // It is tried again at the next start, and keeps nobody else from going.
+                if let Err(error) = cni.remove(&id).await {
+                    tracing::warn!(group_id = %id, error = %error.chain(), "the CNI network of no group stays");
+                }
+            }
+        }
         let Some(links) = &self.links else {
             return Ok(Vec::new());
         };

@@ -13,7 +13,12 @@ use super::{
 use crate::{
     capacity,
     error::{Error, ErrorKind, Result},
-    group::{network, spec::GroupSpec, status::GroupId, sysctls},
+    group::{
+        network,
+        spec::{DnsSpec, GroupSpec},
+        status::GroupId,
+        sysctls,
+    },
     network::{Addresses, Policy},
     parts::HostParts,
     profile::{self, phase},
@@ -49,10 +54,10 @@ pub async fn put_together(
         }
     }
     let memory_bytes = capacity::footprint(spec.size, &parts.config.sandbox).memory_bytes;
-    let resources = gather(parts, id, ip, memory_bytes, restores).await?;
+    let resources = gather(parts, id, ip, Some(spec), memory_bytes, restores).await?;
     govern(parts, id, spec, ip).await?;
     let shape = Shape::of(spec.size, &parts.config);
-    let mut options = introduced(parts, spec, machine(parts, shape, &resources));
+    let mut options = introduced(parts, spec, &resources, machine(parts, shape, &resources));
     let class = shape.class(resources.attachment.is_some(), &parts.config);
     let template = class
         .filter(|_| restores.is_none())
@@ -95,7 +100,12 @@ async fn take_over(
     }
     govern(parts, id, spec, ip).await?;
     let shape = Shape::of(spec.size, &parts.config);
-    let mut options = introduced(parts, spec, machine(parts, shape, &standby.resources));
+    let mut options = introduced(
+        parts,
+        spec,
+        &standby.resources,
+        machine(parts, shape, &standby.resources),
+    );
     options.template = Some(standby.template).into();
     let connection = standby.resources.connection;
     let bundle = parts.bundle(id);
@@ -130,7 +140,7 @@ pub async fn stand_by(
 ) -> Result<Resources> {
     let overhead_mib = u64::from(parts.config.sandbox.host_overhead_mib);
     let memory_bytes = (u64::from(shape.memory_mib) + overhead_mib) * MIB;
-    let resources = gather(parts, id, ip, memory_bytes, None).await?;
+    let resources = gather(parts, id, ip, None, memory_bytes, None).await?;
     let options = SandboxOptions {
         template: Some(template.clone()).into(),
         standby: true,
@@ -149,6 +159,7 @@ async fn gather(
     parts: &Arc<HostParts>,
     id: &GroupId,
     ip: Option<Addresses>,
+    spec: Option<&GroupSpec>,
     memory_bytes: u64,
     restores: Option<&SnapshotId>,
 ) -> Result<Resources> {
@@ -167,9 +178,10 @@ async fn gather(
     });
     let cgroup = blocking(parts, id, move |parts, id| parts.cgroups.create(id, memory_bytes));
     let attach = async {
-        match ip {
-            Some(ip) => parts.network.attach(id, ip).await,
-            None => Ok(None),
+        match (ip, spec) {
+            (Some(ip), _) => parts.network.attach(id, ip).await,
+            (None, Some(spec)) => parts.network.attach_by_cni(id, spec).await,
+            (None, None) => Ok(None),
         }
     };
     let shim = parts.shim.start(id.as_str(), &bundle);
@@ -235,6 +247,7 @@ fn machine(parts: &HostParts, shape: Shape, resources: &Resources) -> SandboxOpt
         addresses: attachment.addresses.clone(),
         gateways: attachment.gateways.clone(),
         mtu: attachment.mtu.into(),
+        netns: attachment.netns.as_deref().map(text).unwrap_or_default(),
         ..NetworkOptions::default()
     });
     SandboxOptions {
@@ -252,13 +265,29 @@ fn machine(parts: &HostParts, shape: Shape, resources: &Resources) -> SandboxOpt
 }
 
 /// What it is told of the group beside.
-fn introduced(parts: &HostParts, spec: &GroupSpec, machine: SandboxOptions) -> SandboxOptions {
-    let dns = spec.dns.clone().unwrap_or_default();
-    let nameservers = if spec.dns.is_none() {
-        parts.network.nameservers()
-    } else {
-        dns.nameservers
+fn introduced(
+    parts: &HostParts,
+    spec: &GroupSpec,
+    resources: &Resources,
+    machine: SandboxOptions,
+) -> SandboxOptions {
+    let of_network = resources
+        .attachment
+        .as_ref()
+        .and_then(|attachment| attachment.dns.as_ref());
+    let of_network = of_network
+        .filter(|dns| !dns.nameservers.is_empty())
+        .map(|dns| DnsSpec {
+            nameservers: dns.nameservers.clone(),
+            searches: dns.search.clone(),
+            options: dns.options.clone(),
+        });
+    let wanted = spec.dns.clone().or(of_network);
+    let nameservers = match &wanted {
+        Some(dns) => dns.nameservers.clone(),
+        None => parts.network.nameservers(),
     };
+    let dns = wanted.unwrap_or_default();
     let cluster_domain = &parts.config.network.cluster_domain;
     SandboxOptions {
         hostname: network::seen_hostname(spec, cluster_domain),
@@ -312,9 +341,7 @@ pub async fn take_apart(
         note(parts.shim.bury(id.as_str(), &bundle).await);
     }
     note(blocking(parts, id, |parts, id| parts.cgroups.remove(id)).await);
-    if let Some(ip) = ip {
-        note(parts.network.detach(id, ip).await);
-    }
+    note(parts.network.detach(id, ip).await);
     note(blocking(parts, id, |parts, id| parts.scratch.remove(id)).await);
     let dir = bundle.dir().to_owned();
     let removed = tokio::fs::remove_dir_all(&dir).await;

@@ -2,8 +2,12 @@
 
 use std::{
     fs::{File, OpenOptions},
-    os::fd::OwnedFd,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    thread,
 };
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -19,16 +23,36 @@ pub struct Tap {
     pub vhost_fd: Option<OwnedFd>,
 }
 
-/// Opens tap `name`, and vhost-net when there is one.
+/// Opens tap `name`, which is in the network namespace at `netns` when that is not empty, and vhost-net when there is one.
 ///
 /// # Errors
-/// There is no such tap, or it is in use.
-pub fn open(name: &str) -> Result<Tap> {
-    let tap = sys::open_tap(name).map_err(|error| Error::io(format!("open tap {name:?}"), error))?;
+/// There is no such tap or namespace, or it is in use.
+pub fn open(name: &str, netns: &str) -> Result<Tap> {
+    let tap = match netns {
+        "" => sys::open_tap(name),
+        netns => within(netns, || sys::open_tap(name)),
+    };
+    let tap = tap.map_err(|error| Error::io(format!("open tap {name:?}"), error))?;
     let vhost = OpenOptions::new().read(true).write(true).open("/dev/vhost-net");
     Ok(Tap {
         tap_fd: tap.into(),
         vhost_fd: vhost.ok().map(File::into),
+    })
+}
+
+/// Does something in a network namespace, by a thread of its own: descriptors opened there stay with that.
+fn within<T: Send>(netns: &str, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let namespace = File::open(netns)?;
+    thread::scope(|scope| {
+        let entered = move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            act()
+        };
+        let thread = thread::Builder::new()
+            .name("netns".into())
+            .spawn_scoped(scope, entered)?;
+        let panicked = |_| Err(io::Error::other("the thread in the network namespace panicked"));
+        thread.join().unwrap_or_else(panicked)
     })
 }
 

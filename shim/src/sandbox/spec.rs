@@ -24,6 +24,8 @@ pub struct SandboxSpec {
     pub memory_mib: u32,
     /// The tap of the guest's interface, when it has one.
     pub tap: Option<String>,
+    /// Network namespace that is in; empty: the shim's own.
+    pub netns: String,
     /// What the guest is told.
     pub identity: Identity,
     /// The sparse ext4 file.

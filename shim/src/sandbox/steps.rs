@@ -569,7 +569,7 @@ fn prepare(
     fds.push(console.into());
     let net = match (&spec.tap, &spec.identity.interface) {
         (Some(name), Some(interface)) => {
-            let tap = network::open(name)?;
+            let tap = network::open(name, &spec.netns)?;
             let mtu = u16::try_from(interface.mtu)
                 .ok()
                 .filter(|mtu| *mtu != 0)

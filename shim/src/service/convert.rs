@@ -88,6 +88,10 @@ pub fn sandbox_spec(packed: Option<&Any>) -> Result<SandboxSpec> {
     Ok(SandboxSpec {
         n_vcpus: given.n_vcpus,
         memory_mib: given.memory_mib,
+        netns: network
+            .as_ref()
+            .map(|network| network.netns.clone())
+            .unwrap_or_default(),
         tap: network.map(|network| network.tap),
         identity: Identity {
             hostname: given.hostname,

@@ -1,6 +1,7 @@
 //! The cases, each a sentence about the system.
 
 pub(crate) mod allowed;
+pub(crate) mod cni;
 pub(crate) mod death;
 pub(crate) mod doors;
 pub(crate) mod exec;

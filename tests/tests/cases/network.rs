@@ -46,7 +46,7 @@ pub(super) fn create(host: &Host, pod: &Pod) -> Result<String> {
     ip_of(host, pod.name())
 }
 
-fn ip_of(host: &Host, group: &str) -> Result<String> {
+pub(super) fn ip_of(host: &Host, group: &str) -> Result<String> {
     let group = host.group(group)?;
     let ip = group["status"]["ip"]
         .as_str()
