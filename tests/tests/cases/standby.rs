@@ -15,7 +15,8 @@ use super::{SAY_HELLO, network};
 const STANDS_BY: &str = "a sandbox stands by";
 /// What tells one group from another, read in it.
 const IDENTITY: &str = "cat /etc/machine-id /etc/hostname /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid \
-                        /sys/class/net/eth0/address";
+                        /sys/class/net/eth0/address; \
+                        ip -6 -o addr show dev eth0 | grep -v fe80: | tr -s ' ' | cut -d ' ' -f 4";
 
 fn create(host: &Host, stage: &Stage, name: &str) -> Result<()> {
     host.create(&Pod::new(name).container("main", &stage.tools(), SAY_HELLO))
@@ -61,6 +62,8 @@ fn with_standbys(host: &mut Host, stage: &Stage) -> Result<()> {
     network::ensure_only_member(host, "second", SECURITY_GROUP)?;
     let (first, second) = (identity(host, "first")?, identity(host, "second")?);
     ensure!(second[1] == "second", "its host name is {:?}", second[1]);
+    let ip6 = second.get(5).map_or("", String::as_str);
+    ensure!(ip6.starts_with("fd00:88::"), "its IPv6 address is {ip6:?}");
     for (a, b) in first.iter().zip(&second) {
         ensure!(a != b, "both have {a:?}: {first:?} {second:?}");
     }
