@@ -112,6 +112,14 @@ pub enum Command {
         /// MiB that the guest is to have plugged in all.
         plugged_mib: u64,
     },
+    /// Makes vCPUs until there are so many, at most [`VmConfig::n_possible_vcpus`]; fewer than there are is no error. They wait
+    /// for the guest to start them. `Done` once they exist. The guest may stand still for a moment.
+    AddVcpus {
+        /// The owner's request id.
+        id: u64,
+        /// How many there are to be in all.
+        n_vcpus: u32,
+    },
     /// Asks for the counters of devices and exits, answered by [`Event::Stats`].
     Stats {
         /// The owner's request id.

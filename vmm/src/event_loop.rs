@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use virtio_bindings::virtio_ids::{VIRTIO_ID_BALLOON, VIRTIO_ID_MEM};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use crate::builder::{self, Machine};
 use crate::config::SliceDisk;
@@ -28,8 +28,8 @@ pub fn run(owner: VmmSocket) -> ExitReason {
         Ok(end) => Arc::new(end),
         Err(error) => return start_failed(&error),
     };
-    let started = start(&reporter, &end);
-    let reason = match &started {
+    let mut started = start(&reporter, &end);
+    let reason = match &mut started {
         Ok(machine) => serve(machine, &reporter, &end),
         Err(reason) => reason.clone(),
     };
@@ -42,7 +42,7 @@ pub fn run(owner: VmmSocket) -> ExitReason {
 }
 
 /// From the start of the vCPUs to the end.
-fn serve(machine: &Machine, reporter: &Arc<Reporter>, end: &EndSignal) -> ExitReason {
+fn serve(machine: &mut Machine, reporter: &Arc<Reporter>, end: &EndSignal) -> ExitReason {
     if reporter.send(&Event::Started).is_err() {
         return ExitReason::Killed;
     }
@@ -166,11 +166,10 @@ fn wait(reporter: &Reporter, end: &EndSignal, saving: &Saving) -> Option<ExitRea
 fn carry_out(
     command: Command,
     fds: Vec<OwnedFd>,
-    machine: &Machine,
+    machine: &mut Machine,
     reporter: &Arc<Reporter>,
     saving: &mut Saving,
 ) -> bool {
-    let vm = &machine.vm;
     let answer = match command {
         // After a second Start the owner is confused; it wanted an end of this VM at least.
         Command::Kill | Command::Start(_) => return false,
@@ -186,7 +185,7 @@ fn carry_out(
             None => return true,
         },
         Command::Stats { id } => {
-            let counters = vm.stats();
+            let counters = machine.vm.stats();
             machine.wake(VIRTIO_ID_BALLOON);
             Event::Stats { id, counters }
         }
@@ -195,17 +194,8 @@ fn carry_out(
             machine.wake(VIRTIO_ID_BALLOON);
             answer(id, result)
         }
-        Command::ResizeMemory { id, plugged_mib } => match &machine.mem {
-            Some(mem) => {
-                let result = mem.resize(plugged_mib);
-                machine.wake(VIRTIO_ID_MEM);
-                answer(id, result)
-            }
-            None => failed(
-                id,
-                "This guest was started without memory to plug: give hotplug_mib",
-            ),
-        },
+        Command::ResizeMemory { id, plugged_mib } => answer(id, machine.resize_memory(plugged_mib)),
+        Command::AddVcpus { id, n_vcpus } => answer(id, machine.add_vcpus(n_vcpus)),
         Command::AddExtents { id, disk, extents } if extents.len() == fds.len() => answer(
             id,
             map_of(machine, disk).add_extents(extents.into_iter().zip(fds).collect()),

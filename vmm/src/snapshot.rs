@@ -25,7 +25,7 @@ use crate::kvm::{VcpuState, VmState};
 use crate::memory::image::DataRange;
 
 /// Raised whenever the state or what it means changes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 const MAGIC: [u8; 8] = *b"ECISNAP\0";
 const HEADER_BYTES: usize = 20;

@@ -83,6 +83,7 @@ impl Vm {
                 counter.load(std::sync::atomic::Ordering::Relaxed),
             );
         }
+        counters.insert("vcpus".to_owned(), self.vcpus.count() as u64);
         for source in &self.stats {
             source(&mut counters);
         }

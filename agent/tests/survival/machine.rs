@@ -88,6 +88,7 @@ pub(crate) fn run() {
             | Command::FinishSnapshot { id }
             | Command::SetBalloon { id, .. }
             | Command::ResizeMemory { id, .. }
+            | Command::AddVcpus { id, .. }
             | Command::Snapshot { id } => done(id),
             Command::Stats { id } => {
                 let counters = Default::default();

@@ -54,7 +54,8 @@ impl Ground<'_> {
                 .map_err(BuildError::Boot)?;
             Ok((memory, entry))
         })?;
-        kvm.set_memory(&memory).map_err(BuildError::Kvm)?;
+        kvm.set_memory(&memory, 0..layout::ram_ranges(config.memory_mib << 20).len())
+            .map_err(BuildError::Kvm)?;
         let devices = self.make_devices(&kvm, &memory, None, resources)?;
         acpi::write(
             &memory,
@@ -78,6 +79,7 @@ impl Ground<'_> {
             memory,
             devices,
             cpuid,
+            has_hotplug_slot: false,
         };
         Ok((chassis, vcpus))
     }

@@ -1,12 +1,15 @@
 //! The recipes, from a configuration and descriptors to a running VM: [`build`] is the beginning and the end of both;
-//! between them a guest boots (`boot.rs`) or goes on from a snapshot (`restore.rs`), which `save.rs` has taken.
+//! between them a guest boots (`boot.rs`) or goes on from a snapshot (`restore.rs`), which `save.rs` has taken. `grow.rs` makes
+//! it larger while it runs.
 
 mod boot;
+mod grow;
 mod ports;
 mod restore;
 mod save;
 mod virtio;
 
+pub use grow::GrowError;
 pub use save::{SaveError, begin_save};
 
 use std::os::unix::net::UnixStream;
@@ -32,7 +35,7 @@ use crate::memory::{GuestMemory, MemoryError};
 use crate::reporter::Reporter;
 use crate::resources::{OriginFiles, Resources};
 use crate::snapshot::SnapshotError;
-use crate::vcpu::{ExitCounters, Shared, VcpuEnd, Vcpus};
+use crate::vcpu::{ExitCounters, OnEnd, Shared, VcpuEnd, Vcpus};
 use crate::vm::{EndSignal, StatsSource, Vm};
 
 /// Why a VM was not built.
@@ -130,7 +133,9 @@ pub struct Machine {
     /// Memory the guest gives up.
     pub balloon: BalloonHandle,
     /// Memory that can be plugged; `None` when there is none.
-    pub mem: Option<MemHandle>,
+    mem: Option<MemHandle>,
+    /// KVM was shown the region of memory that can be plugged.
+    has_hotplug_slot: bool,
     /// What a snapshot needs to know besides.
     saved: save::Sources,
 }
@@ -193,6 +198,8 @@ struct Chassis {
     memory: GuestMemory,
     devices: Devices,
     cpuid: Vec<kvm_cpuid_entry2>,
+    /// As in [`Machine`].
+    has_hotplug_slot: bool,
 }
 
 /// Builds the VM and starts its vCPUs. When it ends by itself, `end` is raised.
@@ -242,6 +249,7 @@ pub fn build(
         memory,
         devices,
         cpuid,
+        has_hotplug_slot,
     } = chassis;
     let shared = Arc::new(Shared {
         pio: devices.pio,
@@ -249,7 +257,7 @@ pub fn build(
         gate: Arc::clone(end.gate()),
         counters: ExitCounters::default(),
     });
-    let vcpus = Vcpus::start(vcpus, &shared, &on_vcpu_end(end)).map_err(host("start the vCPU threads"))?;
+    let vcpus = Vcpus::start(vcpus, &shared, on_vcpu_end(end)).map_err(host("start the vCPU threads"))?;
     Ok(Machine {
         vm: Vm {
             kvm,
@@ -263,6 +271,7 @@ pub fn build(
         vsock: devices.vsock,
         balloon: devices.balloon,
         mem: devices.mem,
+        has_hotplug_slot,
         saved: save::Sources {
             kvm_host,
             config: config.clone(),
@@ -350,7 +359,7 @@ impl Ground<'_> {
         slots.add("balloon", Box::new(device))?;
         let mem = match layout::hotplug_range(config.memory_mib << 20, config.hotplug_mib << 20) {
             Some((address, length)) => {
-                let (device, mem) = Mem::new(address, length).map_err(host("make the memory device"))?;
+                let (device, mem) = Mem::new(address, length);
                 slots.add("memory device", Box::new(device))?;
                 Some(mem)
             }
@@ -411,7 +420,7 @@ fn new_generation_id() -> Result<[u8; 16], BuildError> {
     Ok(id)
 }
 
-fn on_vcpu_end(end: &Arc<EndSignal>) -> Arc<dyn Fn(u32, VcpuEnd) + Send + Sync> {
+fn on_vcpu_end(end: &Arc<EndSignal>) -> OnEnd {
     let end = Arc::clone(end);
     Arc::new(move |vcpu, how| {
         end.raise(match how {

@@ -10,6 +10,7 @@ use vm_memory::Bytes;
 
 use super::{BuildError, Chassis, DeviceResources, Ground, host, new_generation_id};
 use crate::arch::{layout, regs};
+use crate::devices::virtio::mem;
 use crate::kvm::{self, VcpuState};
 use crate::memory::{MemoryError, image, written};
 use crate::snapshot::{MachineState, SnapshotError};
@@ -33,6 +34,15 @@ impl Read for FromStart<'_> {
         self.offset += n as u64;
         Ok(n)
     }
+}
+
+/// The guest has or may have memory plugged.
+fn has_plugged(state: &MachineState) -> bool {
+    let mut saved = state
+        .devices
+        .iter()
+        .filter_map(|device| device.of_device(mem::DEVICE_TYPE));
+    saved.any(mem::is_in_use)
 }
 
 impl Ground<'_> {
@@ -70,7 +80,10 @@ impl Ground<'_> {
                     source: io::Error::other(source),
                 })
             })?;
-        kvm.set_memory(&memory).map_err(BuildError::Kvm)?;
+        let n_ram = layout::ram_ranges(state.memory_mib << 20).len();
+        let has_hotplug_slot = has_plugged(&state);
+        kvm.set_memory(&memory, 0..n_ram + usize::from(has_hotplug_slot))
+            .map_err(BuildError::Kvm)?;
         let (vcpus, cpuid) = self.create_vcpus(&kvm).map_err(BuildError::Kvm)?;
         state.check_processor(&cpuid).map_err(BuildError::Snapshot)?;
         // Interrupt controllers first: an interrupt of a device that starts again must find its pin as it was.
@@ -106,6 +119,7 @@ impl Ground<'_> {
             memory,
             devices,
             cpuid,
+            has_hotplug_slot,
         };
         Ok((chassis, vcpus))
     }

@@ -16,6 +16,7 @@ use super::{KvmError, failed};
 
 // The bindings have the call for devices and VMs only (linux/kvm.h).
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 
 const MSR_TSC: u32 = 0x10;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
@@ -198,6 +199,28 @@ pub struct Tsc {
 }
 
 impl Tsc {
+    /// That of a vCPU that is not in the guest, and of its VM.
+    pub(super) fn of(vcpu: &VcpuFd) -> Result<Self, KvmError> {
+        let khz = vcpu.get_tsc_khz().map_err(failed("give the TSC frequency"))?;
+        let value = read_msr(vcpu, MSR_TSC).unwrap_or_default();
+        let mut offset = 0_u64;
+        let attribute = kvm_device_attr {
+            group: KVM_VCPU_TSC_CTRL,
+            attr: u64::from(KVM_VCPU_TSC_OFFSET),
+            addr: (&raw mut offset).expose_provenance() as u64,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads a kvm_device_attr at the pointer, and writes the eight bytes of the offset that it points
+        // to; both live until after the call, and nobody else looks at them meanwhile.
+        let known = unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), &attribute) } == 0;
+        if !known {
+            // Before Linux 5.16: the offset is not looked at by `apply` either.
+            // SAFETY: as in `VcpuState::tsc`.
+            offset = value.wrapping_sub(unsafe { core::arch::x86_64::_rdtsc() });
+        }
+        Ok(Self { value, offset, khz })
+    }
+
     /// Sets a vCPU's frequency, and the offset between host and guest TSC. A plain write of the register would not do: within
     /// a second of the vCPU's creation KVM takes a value that is less than a second away for an attempt to synchronise
     /// vCPUs, and keeps its own. A guest whose TSC stood at less than a second then waits until its old time comes again.

@@ -135,6 +135,14 @@ impl Vcpu {
         tsc.apply(self.vcpu, self.id == 0, |msrs| self.set_msrs(msrs))
     }
 
+    /// Its TSC, while it is not in the guest.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn tsc(&self) -> Result<Tsc, KvmError> {
+        Tsc::of(self.vcpu)
+    }
+
     /// TSC frequency in kHz, 0 when unknown.
     #[must_use]
     pub fn tsc_khz(&self) -> u32 {

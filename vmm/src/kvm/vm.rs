@@ -1,5 +1,6 @@
 //! The VM: memory slots, interrupt controller, events wired to the guest.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -109,15 +110,16 @@ impl AsFd for Vm {
 }
 
 impl Vm {
-    /// Gives the guest all of `memory`, which must live as long as the VM: so it is taken, and never dropped.
+    /// Gives the guest these regions of `memory`, by their numbers, which must live as long as the VM: so it is taken, and
+    /// never dropped.
     ///
     /// # Errors
     /// [`KvmError`].
-    pub fn set_memory(&self, memory: &GuestMemory) -> Result<(), KvmError> {
+    pub fn set_memory(&self, memory: &GuestMemory, regions: Range<usize>) -> Result<(), KvmError> {
         // The mappings are reference-counted: one more reference that is never given back keeps them until the
         // process ends, and with it the VM.
         std::mem::forget(memory.clone());
-        for (slot, region) in (0..).zip(memory.iter()) {
+        for (slot, region) in (0..).zip(memory.iter()).take(regions.end).skip(regions.start) {
             let address = region.start_addr();
             let slot = kvm_userspace_memory_region {
                 slot,

@@ -21,7 +21,7 @@ use kvm_ioctls::VcpuExit;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
-use crate::kvm::{ImmediateExit, KvmError, Vcpu, VcpuState};
+use crate::kvm::{ImmediateExit, KvmError, Tsc, Vcpu, VcpuState};
 pub use gate::Gate;
 
 /// A vCPU thread needs little: its deepest call is a device's register access.
@@ -73,29 +73,50 @@ struct VcpuThread {
     vcpu: Arc<Mutex<Vcpu>>,
 }
 
+/// What is called, with the number of the vCPU, on the thread of one that cannot go on.
+pub type OnEnd = Arc<dyn Fn(u32, VcpuEnd) + Send + Sync>;
+
 /// All vCPU threads of a VM, running.
-#[derive(Debug)]
 pub struct Vcpus {
     threads: Vec<VcpuThread>,
     shared: Arc<Shared>,
+    on_end: OnEnd,
+}
+
+impl std::fmt::Debug for Vcpus {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Vcpus")
+            .field("threads", &self.threads)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Vcpus {
-    /// Starts a thread for each. `on_end` is called on the thread of a vCPU that cannot go on.
+    /// Starts a thread for each.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(
-        vcpus: Vec<Vcpu>,
-        shared: &Arc<Shared>,
-        on_end: &Arc<dyn Fn(u32, VcpuEnd) + Send + Sync>,
-    ) -> io::Result<Self> {
+    pub fn start(vcpus: Vec<Vcpu>, shared: &Arc<Shared>, on_end: OnEnd) -> io::Result<Self> {
         register_signal_handler(kick_signal(), on_kick)?;
-        let mut threads = Vec::with_capacity(vcpus.len());
+        let mut all = Self {
+            threads: Vec::with_capacity(vcpus.len()),
+            shared: Arc::clone(shared),
+            on_end,
+        };
+        all.add(vcpus)?;
+        Ok(all)
+    }
+
+    /// Starts threads for more, whose numbers follow those of the last.
+    ///
+    /// # Errors
+    /// When a thread cannot be started; those before it run.
+    pub fn add(&mut self, vcpus: Vec<Vcpu>) -> io::Result<()> {
         for mut vcpu in vcpus {
             let immediate_exit = vcpu.immediate_exit();
-            let shared = Arc::clone(shared);
-            let on_end = Arc::clone(on_end);
+            let shared = Arc::clone(&self.shared);
+            let on_end = Arc::clone(&self.on_end);
             let id = vcpu.id();
             let vcpu = Arc::new(Mutex::new(vcpu));
             let of_thread = Arc::clone(&vcpu);
@@ -108,16 +129,28 @@ impl Vcpus {
                     // The process ends soon; until then nothing may find this vCPU missing.
                     shared.gate.park_for_ever();
                 })?;
-            threads.push(VcpuThread {
+            self.threads.push(VcpuThread {
                 handle,
                 immediate_exit,
                 vcpu,
             });
         }
-        Ok(Self {
-            threads,
-            shared: Arc::clone(shared),
-        })
+        Ok(())
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// The TSC that all have in common. They must be paused: this waits for the first otherwise.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn tsc(&self) -> Result<Option<Tsc>, KvmError> {
+        let first = self.threads.first();
+        first.map(|thread| lock(&thread.vcpu).tsc()).transpose()
     }
 
     /// Stops all vCPUs; when it returns `true`, none is in the guest and no access is half done. Gives up after

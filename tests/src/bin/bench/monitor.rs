@@ -18,6 +18,8 @@ use crate::ground::{Guest, KERNEL_ARGS, MEMORY_MIB, QEMU, SNAPSHOT_WRITTEN, VMM}
 
 /// No start takes so long, however slow the host.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Memory that can be plugged, as the agent gives it to its smallest groups.
+const HOTPLUG_MIB: u64 = 2048;
 
 /// The two that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +91,7 @@ fn order_start(owner: &OwnerSocket, guest: &Guest, console: &OwnedFd) -> Result<
         n_vcpus: 1,
         n_possible_vcpus: 1,
         memory_mib: MEMORY_MIB,
-        hotplug_mib: 0,
+        hotplug_mib: 0 * HOTPLUG_MIB,
         kernel_args: guest.args.clone(),
         cid: 3,
         net: None,

@@ -49,11 +49,19 @@ impl Blocks {
         }
     }
 
-    /// Sizes and plugged blocks, for a snapshot: requested and usable bytes, then one byte a block.
+    /// Sizes and plugged blocks, for a snapshot: requested and usable bytes, then one byte a block up to the last that is
+    /// plugged. [`is_untouched`] knows this form.
     pub(super) fn save(&self) -> Vec<u8> {
         let sizes = [self.requested_bytes, self.usable_bytes].map(u64::to_le_bytes);
-        let blocks = self.plugged.iter().map(|plugged| u8::from(*plugged));
+        let n_blocks = self.end_of_plugged();
+        let blocks = self.plugged[..n_blocks].iter().map(|plugged| u8::from(*plugged));
         sizes.into_iter().flatten().chain(blocks).collect()
+    }
+
+    /// Number of the block behind the last that is plugged.
+    fn end_of_plugged(&self) -> usize {
+        let last = self.plugged.iter().rposition(|plugged| *plugged);
+        last.map_or(0, |index| index + 1)
     }
 
     /// Takes what [`Blocks::save`] of a region like this one gave; `false`, and nothing changes, when it cannot be that.
@@ -65,20 +73,27 @@ impl Blocks {
             return false;
         };
         let [requested, usable] = [u64::from_le_bytes(*requested), u64::from_le_bytes(*usable)];
-        let plugged: Vec<bool> = blocks.iter().map(|byte| *byte != 0).collect();
-        let last = plugged.iter().rposition(|plugged| *plugged);
-        let last_end = last.map_or(0, |index| (index as u64 + 1) * self.block_bytes);
-        let is_possible = plugged.len() == self.plugged.len()
+        let last_end = blocks.len() as u64 * self.block_bytes;
+        let is_possible = blocks.len() <= self.plugged.len()
+            && blocks.last().is_none_or(|last| *last != 0)
             && usable <= self.region_bytes()
             && requested <= usable
             && last_end <= usable;
         if is_possible {
             self.requested_bytes = requested;
             self.usable_bytes = usable;
-            self.n_plugged = plugged.iter().filter(|plugged| **plugged).count() as u64;
-            self.plugged = plugged;
+            self.plugged.fill(false);
+            for (plugged, byte) in self.plugged.iter_mut().zip(blocks) {
+                *plugged = *byte != 0;
+            }
+            self.n_plugged = self.plugged.iter().filter(|plugged| **plugged).count() as u64;
         }
         is_possible
+    }
+
+    /// Something is plugged or asked for, or was.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.usable_bytes != 0
     }
 
     pub(super) fn block_bytes(&self) -> u64 {
@@ -205,6 +220,11 @@ impl Blocks {
     }
 }
 
+/// Whether [`Blocks::save`] gave this of a region that nobody asked anything of.
+pub(super) fn is_untouched(saved: &[u8]) -> bool {
+    saved.iter().all(|byte| *byte == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -231,6 +251,7 @@ mod tests {
         let plug = Request::Plug { address, n_blocks: 5 };
         assert_eq!(blocks.decide(plug), Verdict::Answer(Response::Done));
         let saved = blocks.save();
+        assert!(!is_untouched(&saved) && is_untouched(&Blocks::new(BASE, 64 * BLOCK).save()));
         let mut clone = Blocks::new(BASE, 64 * BLOCK);
         assert!(clone.load(&saved));
         assert_eq!(clone.save(), saved);
@@ -239,7 +260,7 @@ mod tests {
         assert_eq!(clone.decide(unplug), Verdict::GiveBack(3..8));
 
         // Another region, a usable part beyond it, a request beyond the usable part, a plugged block there.
-        assert!(!Blocks::new(BASE, 32 * BLOCK).load(&saved));
+        assert!(!Blocks::new(BASE, 7 * BLOCK).load(&saved));
         let change = |at: usize, value: u64| {
             let mut bad = saved.clone();
             bad[at..at + 8].copy_from_slice(&value.to_le_bytes());
@@ -250,6 +271,7 @@ mod tests {
             change(0, u64::MAX),
             change(8, 7 * BLOCK),
             saved[..15].to_vec(),
+            [&saved[..], &[0]].concat(),
         ] {
             assert!(!clone.load(&bad));
         }

@@ -1,12 +1,11 @@
 //! The transport half, and the owner's handle.
 
-use std::io;
 use std::sync::Arc;
 
 use virtio_queue::QueueState;
 use vm_memory::GuestAddress;
 
-use super::blocks::Blocks;
+use super::blocks::{self, Blocks};
 use super::shared::{ResizeError, Shared};
 use super::worker::Worker;
 use super::{DEVICE_TYPE, QUEUE_SIZES, REQUEST_QUEUE};
@@ -30,29 +29,33 @@ pub struct MemHandle {
 impl Mem {
     /// An inactive device with nothing plugged. Its region is part of guest memory, and `region_bytes` a multiple of 128 MiB
     /// (smaller pieces Linux can't use).
-    ///
-    /// # Errors
-    /// No event descriptors left.
-    pub fn new(address: GuestAddress, region_bytes: u64) -> io::Result<(Self, MemHandle)> {
-        let shared = Arc::new(Shared::new(Blocks::new(address.0, region_bytes))?);
+    #[must_use]
+    pub fn new(address: GuestAddress, region_bytes: u64) -> (Self, MemHandle) {
+        let shared = Arc::new(Shared::new(Blocks::new(address.0, region_bytes)));
         let handle = MemHandle {
             shared: Arc::clone(&shared),
         };
         let worker = WorkerHalf::Inactive;
-        Ok((Mem { shared, worker }, handle))
+        let device = Mem { shared, worker };
+        (device, handle)
     }
 }
 
 impl MemHandle {
     /// Asks the guest to have that much of the region, in all. The guest follows as it can: growing takes milliseconds,
     /// shrinking waits until it can move what is in the way. How far it is, is among the counters (`mem_plugged_bytes`).
-    /// The device is to be woken then, see [`VirtioDevice::wake`].
     ///
     /// # Errors
     /// [`ResizeError`]; then the old size stays.
     pub fn resize(&self, plugged_mib: u64) -> Result<(), ResizeError> {
         self.shared.resize(plugged_mib)
     }
+}
+
+/// Whether the guest of a snapshot has memory plugged, or is to have: by what the device saved.
+#[must_use]
+pub fn is_in_use(saved: &[u8]) -> bool {
+    !blocks::is_untouched(saved)
 }
 
 impl VirtioDevice for Mem {
@@ -96,21 +99,30 @@ impl VirtioDevice for Mem {
             queue: activation.queues.swap_remove(REQUEST_QUEUE),
             shared: Arc::clone(&self.shared),
         };
+        let interrupt = worker.interrupt.clone();
         self.worker = WorkerHalf::start("mem", worker, activation.begin)?;
+        self.shared.announce_on(Some(interrupt));
         Ok(())
     }
 
     /// Plugged blocks stay plugged: a driver that starts anew has them unplugged first (virtio 1.2, 5.15.5.1).
     fn reset(&mut self) {
+        self.shared.announce_on(None);
         self.worker.take();
     }
 
     fn pause(&mut self) -> Option<Vec<QueueState>> {
+        self.shared.announce_on(None);
         self.worker.pause()
     }
 
     fn resume(&mut self) -> Result<(), ActivateError> {
-        self.worker.resume()
+        let interrupt = self.worker.paused().map(|worker| worker.interrupt.clone());
+        self.worker.resume()?;
+        if interrupt.is_some() {
+            self.shared.announce_on(interrupt);
+        }
+        Ok(())
     }
 
     fn save(&self) -> Vec<u8> {
@@ -118,7 +130,12 @@ impl VirtioDevice for Mem {
     }
 
     fn load(&mut self, saved: &[u8]) -> bool {
-        self.shared.change(|blocks| blocks.load(saved))
+        let fits = self.shared.change(|blocks| blocks.load(saved));
+        if fits && is_in_use(saved) {
+            // The snapshot may have been taken before its driver was told of a size.
+            self.shared.announce();
+        }
+        fits
     }
 
     fn counters(&self) -> Arc<dyn Counters> {

@@ -1,5 +1,8 @@
 //! virtio-mem (virtio 1.2, 5.15): memory that is plugged and unplugged while the guest runs, block by block. One thread,
-//! `mem`, while active.
+//! `mem`, from the driver's first request on.
+//!
+//! Every sandbox has this device, and few ever use it: until the owner asks for a size there is no thread, no event of KVM's
+//! for kicks, and the builder has not shown the region to KVM.
 //!
 //! The device owns a region of guest addresses above the base memory, mapped as a whole from the start, and backed by the
 //! host only where it is touched. [`MemHandle::resize`] sets how much of it the guest is to have; the driver plugs and
@@ -19,7 +22,7 @@ mod worker;
 #[cfg(any(test, fuzzing))]
 pub(crate) use worker::fuzz;
 
-pub use device::{Mem, MemHandle};
+pub use device::{Mem, MemHandle, is_in_use};
 pub use shared::{MemCounters, ResizeError};
 
 /// The only queue: the driver's requests.
@@ -28,4 +31,4 @@ const QUEUE_SIZES: [u16; 1] = [64];
 /// Longest chain accepted: a request and its answer, each in a few pieces at most.
 const MAX_DESCRIPTORS: usize = 16;
 /// `VIRTIO_ID_MEM` (linux/virtio_ids.h).
-const DEVICE_TYPE: u32 = 24;
+pub const DEVICE_TYPE: u32 = 24;

@@ -1,16 +1,13 @@
 //! What the halves of the device and its owner share.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use vmm_sys_util::eventfd::EventFd;
 
 use super::blocks::Blocks;
 use crate::devices::virtio::Counters;
 use crate::devices::virtio::counters::define_counters;
-use crate::devices::virtio::worker::event_fd;
+use crate::irq::{Interrupt, InterruptCause};
 
 define_counters!(
     /// What the device counts.
@@ -55,19 +52,41 @@ pub(super) struct Shared {
     blocks: Mutex<Blocks>,
     /// One more after every change of the configuration space: it has fields of 64 bits, which drivers read in halves.
     generation: AtomicU32,
-    /// Readable when the owner changed the requested size.
-    pub(super) resized: EventFd,
+    announcer: Mutex<Announcer>,
     pub(super) counters: MemCounters,
 }
 
+/// Tells the driver of another size: from the owner's thread, so that the device needs none for it.
+#[derive(Debug, Default)]
+struct Announcer {
+    /// `None` while the device is inactive or paused.
+    interrupt: Option<Interrupt>,
+    /// The driver is to be told once it can be.
+    is_due: bool,
+}
+
 impl Shared {
-    pub(super) fn new(blocks: Blocks) -> io::Result<Self> {
-        Ok(Shared {
+    pub(super) fn new(blocks: Blocks) -> Self {
+        Shared {
             blocks: Mutex::new(blocks),
             generation: AtomicU32::new(0),
-            resized: event_fd()?,
+            announcer: Mutex::default(),
             counters: MemCounters::new("mem"),
-        })
+        }
+    }
+
+    /// Announces another size by this interrupt from now on, or not until there is one again.
+    pub(super) fn announce_on(&self, interrupt: Option<Interrupt>) {
+        let mut announcer = self.announcer.lock().unwrap_or_else(PoisonError::into_inner);
+        announcer.interrupt = interrupt;
+        announcer.announce();
+    }
+
+    /// The driver is to look at what it is to have.
+    pub(super) fn announce(&self) {
+        let mut announcer = self.announcer.lock().unwrap_or_else(PoisonError::into_inner);
+        announcer.is_due = true;
+        announcer.announce();
     }
 
     /// Held for bookkeeping only, never while memory is given back: vCPUs wait for it when they read the configuration.
@@ -105,8 +124,7 @@ impl Shared {
             blocks.request(plugged_mib << 20);
             Ok(())
         })?;
-        // A full counter is readable, which is all that is wanted.
-        let _ = self.resized.write(1);
+        self.announce();
         Ok(())
     }
 
@@ -126,6 +144,15 @@ impl Shared {
             config[offset..offset + 8].copy_from_slice(&field.to_le_bytes());
         }
         config
+    }
+}
+
+impl Announcer {
+    fn announce(&mut self) {
+        if let Some(interrupt) = self.interrupt.as_ref().filter(|_| self.is_due) {
+            self.is_due = false;
+            interrupt.trigger(InterruptCause::ConfigChange);
+        }
     }
 }
 

@@ -22,7 +22,7 @@ const fn answer(kind: u8, state: u8) -> [u8; 10] {
 }
 
 fn start() -> (Driver, MemHandle) {
-    let (device, handle) = Mem::new(GuestAddress(REGION), REGION_BYTES).unwrap();
+    let (device, handle) = Mem::new(GuestAddress(REGION), REGION_BYTES);
     (Driver::start(Box::new(device), 0), handle)
 }
 

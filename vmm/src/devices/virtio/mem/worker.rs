@@ -13,7 +13,7 @@ use super::request::{REQUEST_BYTES, RESPONSE_BYTES, Request, Response};
 use super::shared::Shared;
 use super::{MAX_DESCRIPTORS, QUEUE_SIZES, REQUEST_QUEUE};
 use crate::devices::virtio::chain::Buffers;
-use crate::devices::virtio::worker::{Poller, Serve, all_empty, clear_event};
+use crate::devices::virtio::worker::{Poller, Serve, all_empty};
 use crate::devices::virtio::{DeviceQueue, NeedsReset, QueueFailure};
 use crate::irq::{Interrupt, InterruptCause};
 use crate::memory::{GuestMemory, discard};
@@ -23,7 +23,6 @@ pub(crate) mod fuzz;
 
 const STOP: u64 = 0;
 const KICK: u64 = 1;
-const RESIZED: u64 = 2;
 
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -47,7 +46,8 @@ impl Serve for Worker {
     }
 
     fn can_sleep(&mut self) -> bool {
-        all_empty([&mut self.queue], &self.memory)
+        // A snapshot may have been taken between a request and its answer.
+        !self.shared.blocks().is_in_use() && all_empty([&mut self.queue], &self.memory)
     }
 }
 
@@ -56,18 +56,13 @@ impl Worker {
         let poller = Poller::new()?;
         poller.watch_readable(stop, STOP)?;
         poller.watch_readable(&self.queue.kick, KICK)?;
-        poller.watch_readable(&self.shared.resized, RESIZED)?;
         // The driver may have added buffers before this thread looked.
         self.process()?;
         loop {
-            let mut events = [EpollEvent::default(); 3];
+            let mut events = [EpollEvent::default(); 2];
             let events = poller.wait(-1, &mut events)?;
             if events.iter().any(|event| event.data() == STOP) {
                 return Ok(());
-            }
-            if events.iter().any(|event| event.data() == RESIZED) {
-                clear_event(&self.shared.resized);
-                self.interrupt.trigger(InterruptCause::ConfigChange);
             }
             self.queue.clear_kick();
             self.process()?;

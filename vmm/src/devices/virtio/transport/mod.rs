@@ -103,6 +103,14 @@ pub struct TransportState {
     device: Vec<u8>,
 }
 
+impl TransportState {
+    /// What the device itself saved, when it is one of this type.
+    #[must_use]
+    pub fn of_device(&self, device_type: u32) -> Option<&[u8]> {
+        (self.device_type == device_type).then_some(&self.device)
+    }
+}
+
 /// One queue of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct SavedQueue {

@@ -22,7 +22,7 @@ pub fn mem_queue(data: &[u8]) {
         return;
     };
     let mut activation = activation(image, 1, 0, flags & 1 != 0);
-    let shared = Arc::new(Shared::new(region()).expect("descriptors can be had"));
+    let shared = Arc::new(Shared::new(region()));
     let requested_mib = u64::from(size % (N_BLOCKS + 1)) * u64::from(BLOCK_MIB);
     shared
         .resize(requested_mib)
