@@ -18,6 +18,7 @@ pub mod log;
 pub mod network;
 pub mod reaper;
 pub mod reclaim;
+pub mod resize;
 pub mod sandbox;
 pub mod service;
 pub mod stats;

@@ -60,6 +60,12 @@ pub const ATTACH_VOLUME_TYPE_URL: &str = "eci.sandbox.v1.AttachVolume";
 pub const MAX_ATTACHED_VOLUMES: usize = 20;
 /// `type_url` of a [`guest::PutFilesRequest`] in `UpdateTaskRequest.resources`.
 pub const PUT_FILES_TYPE_URL: &str = "eci.guest.v1.PutFilesRequest";
+/// `type_url` of a [`sandbox::ResizeSandbox`] in `UpdateTaskRequest.resources`.
+pub const RESIZE_SANDBOX_TYPE_URL: &str = "eci.sandbox.v1.ResizeSandbox";
+/// `type_url` of OCI `LinuxResources` as JSON in `UpdateTaskRequest.resources`, as containerd packs them.
+pub const LINUX_RESOURCES_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+/// Longest time that a guest is given for a [`sandbox::ResizeSandbox`], milliseconds.
+pub const RESIZE_MAX_DEADLINE_MS: u64 = 600_000;
 /// Scheme of a stdio URI that makes the shim write CRI log lines itself.
 pub const CRI_LOG_SCHEME: &str = "cri://";
 /// Files in an image slice begin at multiples of this.

@@ -48,6 +48,8 @@ pub type ContainerEnd = api::ContainerEnd;
 pub type GuestNews = api::GetEventsResponse;
 /// Statistics of the guest.
 pub type SandboxStats = api::SandboxStatsResponse;
+/// What a guest has after it was resized, as it says.
+pub type Resized = api::ResizeSandboxResponse;
 /// A volume of files. Never printed: it may hold secrets.
 pub type VolumeFiles = api::PutFilesRequest;
 /// A directory of an NFS server, as the guest is told.
@@ -326,6 +328,39 @@ impl Guest {
         call(
             "attach a volume in the guest",
             self.client.attach_volume(context, request),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Has the guest use so many CPUs, and limits all its containers together, or not.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer; `FailedPrecondition` when its containers use more.
+    pub async fn resize(&self, n_vcpus: u32, memory_limit_bytes: Option<u64>) -> Result<Resized> {
+        let request = api::ResizeSandboxRequest {
+            n_vcpus,
+            memory_limit_bytes: memory_limit_bytes.unwrap_or(0),
+            ..Default::default()
+        };
+        let context = context::with_duration(LONG_TIMEOUT);
+        Ok(call("resize the guest", self.client.resize_sandbox(context, &request)).await?)
+    }
+
+    /// Gives a container other limits: OCI `LinuxResources` as JSON.
+    ///
+    /// # Errors
+    /// The guest refuses or does not answer; `FailedPrecondition` when the container uses more.
+    pub async fn update_container(&self, container_id: &str, resources: Vec<u8>) -> Result<()> {
+        let request = api::UpdateContainerRequest {
+            container_id: container_id.into(),
+            resources,
+            ..Default::default()
+        };
+        let context = context::with_duration(LONG_TIMEOUT);
+        call(
+            "change a container's limits in the guest",
+            self.client.update_container(context, &request),
         )
         .await?;
         Ok(())

@@ -6,7 +6,7 @@
 //! than a deadline.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     fs::OpenOptions,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -153,7 +153,11 @@ impl fmt::Display for VmExit {
     }
 }
 
-type Answer = std::result::Result<(), String>;
+/// Counters of a VMM, by name.
+pub type VmmCounters = BTreeMap<String, u64>;
+
+/// Counters where they were asked for.
+type Answer = std::result::Result<VmmCounters, String>;
 
 #[derive(Debug)]
 struct Shared {
@@ -367,6 +371,32 @@ impl VmmClient {
             .await
     }
 
+    /// Makes vCPUs until there are so many; the guest has to start them.
+    ///
+    /// # Errors
+    /// The VMM refuses, or does not answer in time.
+    pub async fn add_vcpus(&self, n_vcpus: u32) -> Result<()> {
+        self.request(|id| Command::AddVcpus { id, n_vcpus }, &[]).await
+    }
+
+    /// Asks the guest to have so much memory plugged; [`VmmClient::counters`] tell how far it is.
+    ///
+    /// # Errors
+    /// The VMM refuses, or does not answer in time.
+    pub async fn resize_memory(&self, plugged_mib: u64) -> Result<()> {
+        self.request(|id| Command::ResizeMemory { id, plugged_mib }, &[])
+            .await
+    }
+
+    /// What the VMM counts.
+    ///
+    /// # Errors
+    /// The VMM does not answer in time.
+    pub async fn counters(&self) -> Result<VmmCounters> {
+        self.ask_within(COMMAND_TIMEOUT, |id| Command::Stats { id }, &[])
+            .await
+    }
+
     async fn request(&self, command: impl FnOnce(u64) -> Command, fds: &[OwnedFd]) -> Result<()> {
         self.request_within(COMMAND_TIMEOUT, command, fds).await
     }
@@ -377,13 +407,22 @@ impl VmmClient {
         command: impl FnOnce(u64) -> Command,
         fds: &[OwnedFd],
     ) -> Result<()> {
+        self.ask_within(time, command, fds).await.map(drop)
+    }
+
+    async fn ask_within(
+        &self,
+        time: Duration,
+        command: impl FnOnce(u64) -> Command,
+        fds: &[OwnedFd],
+    ) -> Result<VmmCounters> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer_sender, answer) = oneshot::channel();
         self.shared.pending().insert(id, answer_sender);
         let exchange = async {
             self.send(&command(id), fds).await?;
             match answer.await {
-                Ok(Ok(())) => Ok(()),
+                Ok(Ok(counters)) => Ok(counters),
                 Ok(Err(message)) => Err(Error::new(
                     ErrorKind::Internal,
                     format!("the VMM refused: {message}"),
@@ -532,7 +571,7 @@ impl Supervisor {
                     tracing::debug!(port, "a connection of the guest was closed: nobody waits for it");
                 }
             }
-            Event::Done { id } => self.answer(id, Ok(())),
+            Event::Done { id } => self.answer(id, Ok(VmmCounters::new())),
             Event::Failed { id, message } => {
                 let bounded = message
                     .chars()
@@ -541,7 +580,7 @@ impl Supervisor {
                     .collect();
                 self.answer(id, Err(bounded));
             }
-            Event::Stats { id, .. } => self.answer(id, Ok(())),
+            Event::Stats { id, counters } => self.answer(id, Ok(counters)),
             Event::Exited(reason) => {
                 self.reported.get_or_insert(reason);
                 close_elsewhere(fds);

@@ -159,6 +159,52 @@ impl Cgroup {
             .map_or(0, |text| value_of(&text, "oom_kill"))
     }
 
+    /// Gives the group other limits: those that are given, all others stay. Blocks while the kernel reclaims.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` as [`Cgroup::limit_memory`], before any limit has changed; else what the kernel does not take.
+    pub fn update(&self, resources: &Resources) -> Result<()> {
+        let files = files(resources)?;
+        let (memory, others): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|(file, _)| file == "memory.max");
+        // First what may be refused.
+        for (_, limit) in memory {
+            self.limit_memory(&limit)?;
+        }
+        for (file, value) in others {
+            self.write(&file, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the memory limit, in bytes or `max`. Below what the group uses the kernel first reclaims what it can; nothing is
+    /// killed.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when it uses more than that all the same; the limit is as it was.
+    pub fn limit_memory(&self, limit: &str) -> Result<()> {
+        let Ok(bytes) = limit.parse::<u64>() else {
+            return self.write("memory.max", limit);
+        };
+        // Reclaims, and from now on whoever needs more waits instead of being killed.
+        self.write("memory.high", limit)?;
+        let used: u64 = self.read("memory.current")?.trim().parse().unwrap_or(u64::MAX);
+        let limited = if used > bytes {
+            let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+            Err(Error::precondition(format!(
+                "{name} uses {used} bytes of memory, which can't be limited to {bytes}"
+            )))
+        } else {
+            self.write("memory.max", limit)
+        };
+        self.write("memory.high", "max")?;
+        limited
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<()> {
+        fs::write(self.path.join(file), value).context(|| format!("write {value:?} to the cgroup's {file}"))
+    }
+
     /// Removes the group, with groups its processes made below it.
     ///
     /// # Errors
@@ -340,6 +386,31 @@ mod tests {
             r#"{"blockIO":{"throttleReadBpsDevice":[{"major":254,"minor":16,"rate":5}]}}"#,
             &[("io.max", "254:16 rbps=5")],
         );
+    }
+
+    #[test]
+    fn a_limit_below_what_is_used_is_refused_and_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup {
+            path: directory.path().to_owned(),
+        };
+        for (file, value) in [
+            ("memory.current", "5000\n"),
+            ("memory.max", "9000"),
+            ("cpu.max", "max 100000"),
+        ] {
+            fs::write(cgroup.path.join(file), value).unwrap();
+        }
+        let update = |json: &str| cgroup.update(&serde_json::from_str(json).unwrap());
+        let seen = || ["memory.max", "memory.high", "cpu.max"].map(|file| cgroup.read(file).unwrap());
+        let error = update(r#"{"memory":{"limit":4999},"cpu":{"quota":50000}}"#).unwrap_err();
+        assert_eq!(error.kind, crate::error::ErrorKind::FailedPrecondition);
+        assert!(error.to_string().contains("5000 bytes"), "{error}");
+        assert_eq!(seen(), ["9000", "max", "max 100000"]);
+        update(r#"{"memory":{"limit":5000},"cpu":{"quota":50000}}"#).unwrap();
+        assert_eq!(seen(), ["5000", "max", "50000 100000"]);
+        update(r#"{"memory":{"limit":-1}}"#).unwrap();
+        assert_eq!(seen(), ["max", "max", "50000 100000"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!
 //! Everything it needs is opened when the guest starts: what a template has done already, its clones need not do.
 
-mod cpus;
+pub(crate) mod cpus;
 mod files;
 mod generation;
 mod ids;

@@ -15,9 +15,9 @@ use protocol::{
     guest::{
         AttachVolumeRequest, ConfigureSandboxRequest, ConfigureSandboxResponse, ContainerRequest,
         ContainerStatsResponse, CreateContainerRequest, CreateProcessRequest, Empty, GetEventsRequest,
-        GetEventsResponse, ListProcessesResponse, ProcessRequest, PutFilesRequest, ResizeTerminalRequest,
-        SandboxStatsResponse, ShutdownRequest, SignalProcessRequest, StartProcessResponse,
-        WaitProcessResponse,
+        GetEventsResponse, ListProcessesResponse, ProcessRequest, PutFilesRequest, ResizeSandboxRequest,
+        ResizeSandboxResponse, ResizeTerminalRequest, SandboxStatsResponse, ShutdownRequest,
+        SignalProcessRequest, StartProcessResponse, UpdateContainerRequest, WaitProcessResponse,
     },
     guest_ttrpc::{Guest, create_guest, create_lifecycle},
 };
@@ -29,6 +29,7 @@ use crate::{
     container::Container,
     containers::Containers,
     error::{Error, Result},
+    resize,
     sandbox::Sandbox,
     stats,
 };
@@ -73,6 +74,15 @@ async fn shielded<T: Send + 'static>(
 ) -> ttrpc::Result<T> {
     let result = tokio::spawn(work).await;
     // A task that panicked has ended the guest.
+    result
+        .unwrap_or_else(|_| Err(Error::precondition("the guest is shutting down")))
+        .map_err(status)
+}
+
+/// Does what blocks in a thread of its own, to its end.
+async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> ttrpc::Result<T> {
+    let result = tokio::task::spawn_blocking(work).await;
+    // A thread that panicked has ended the guest.
     result
         .unwrap_or_else(|_| Err(Error::precondition("the guest is shutting down")))
         .map_err(status)
@@ -151,6 +161,36 @@ impl Guest for Service {
                 .await
         };
         empty(create.await)
+    }
+
+    async fn resize_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeSandboxRequest,
+    ) -> ttrpc::Result<ResizeSandboxResponse> {
+        let sandbox = Arc::clone(&self.sandbox);
+        let limit = request.memory_limit_bytes;
+        let resize = move || resize::sandbox(&sandbox, request.n_vcpus, (limit != 0).then_some(limit));
+        let resized = in_thread(resize).await?;
+        Ok(ResizeSandboxResponse {
+            n_vcpus: resized.n_vcpus,
+            memory_total_bytes: resized.memory_total_bytes,
+            ..Default::default()
+        })
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let container = self.container(&request.container_id).map_err(status)?;
+        let update = move || {
+            let resources = convert::json("resources", &request.resources)?;
+            container.cgroup.update(&resources)
+        };
+        in_thread(update).await?;
+        Ok(Empty::new())
     }
 
     async fn create_process(&self, _: &TtrpcContext, request: CreateProcessRequest) -> ttrpc::Result<Empty> {

@@ -56,6 +56,8 @@ pub struct Driver {
     standby: Option<StandBy>,
     /// A snapshot is being taken: nothing new begins.
     pub(super) is_capturing: bool,
+    /// The VM is being resized: no snapshot is taken meanwhile.
+    pub(super) is_resizing: bool,
     /// What the guest writes to at first was looked at.
     pub(super) has_recorded_pages: bool,
     host: HostConfig,
@@ -84,6 +86,7 @@ pub(super) fn spawn(
         start_kind: None,
         template_refused: None,
         pause_us: None,
+        shape: None,
         exit: None,
         shutdown: false,
     });
@@ -95,6 +98,7 @@ pub(super) fn spawn(
         vm: None,
         standby: None,
         is_capturing: false,
+        is_resizing: false,
         has_recorded_pages: false,
         host,
         spec: None,
@@ -328,6 +332,7 @@ impl Driver {
             status.guest_ready_us = Some(vm.guest_ready_us);
             status.start_us = Some(start_us);
             status.start_phases_us = Some(vm.phases.text());
+            status.shape = Some(vm.shape.clone());
             status.start_kind = Some(vm.start_kind);
             status.template_refused.clone_from(&vm.template_refused);
         });

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     driver::{self, Action, Driver, Reply},
+    resize::Target,
     spec::{ContainerSpec, ExecSpec, SandboxSpec},
     state::SandboxState,
     status::{ProcessStatus, SandboxExit, SandboxStatus},
@@ -195,6 +196,23 @@ impl SandboxHandle {
     /// As [`Volumes::attach`](crate::resource::volumes::Volumes::attach).
     pub async fn attach_volume(&self, volume: VolumeSpec) -> Result<()> {
         self.ask(|driver, reply| driver.attach_volume(volume, reply))
+            .await
+    }
+
+    /// Makes the running sandbox larger or smaller.
+    ///
+    /// # Errors
+    /// See [`resize`](super::resize).
+    pub async fn resize(&self, target: Target) -> Result<()> {
+        self.ask(move |driver, reply| driver.resize(target, reply)).await
+    }
+
+    /// Gives a container other limits.
+    ///
+    /// # Errors
+    /// The guest's.
+    pub async fn update_container(&self, container_id: String, resources: Vec<u8>) -> Result<()> {
+        self.ask(|driver, reply| driver.update_container(container_id, resources, reply))
             .await
     }
 

@@ -4,6 +4,7 @@ pub mod container;
 pub mod driver;
 mod handle;
 mod processes;
+pub mod resize;
 pub mod snapshot;
 pub mod spec;
 pub mod state;

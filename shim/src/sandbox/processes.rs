@@ -42,7 +42,7 @@ impl Driver {
     }
 
     /// The VM, when something new may begin in it.
-    fn open_vm(&self) -> Result<(Guest, VmmClient)> {
+    pub(super) fn open_vm(&self) -> Result<(Guest, VmmClient)> {
         let vm = self.ready_vm()?;
         if self.state() == SandboxState::Stopping {
             return Err(Error::new(ErrorKind::Unavailable, "the sandbox is stopping"));
@@ -215,6 +215,10 @@ impl Driver {
     /// Takes a snapshot of the VM with all its containers, which go on.
     pub(super) fn checkpoint(&mut self, directory: PathBuf, reply: Reply<()>) {
         let begun = self.open_vm().and_then(|open| {
+            if self.is_resizing {
+                let text = "the sandbox is being resized";
+                return Err(Error::new(ErrorKind::Unavailable, text));
+            }
             let record = self.snapshot_record()?;
             let is_directory = directory.is_absolute() && directory.is_dir();
             if !is_directory {

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub const SCRATCH_FILE: &str = "scratch";
 const RECORD_FILE: &str = "sandbox.json";
 /// Raised whenever the record or what it means changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 
 /// See the module.
@@ -47,12 +47,22 @@ pub struct SnapshotRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
-    /// Running vCPUs.
+    /// vCPUs that exist, whether the guest uses them or not.
     pub n_vcpus: u32,
+    /// vCPUs that the sandbox is to have.
+    pub n_online: u32,
     /// vCPUs the guest knows of.
     pub n_possible_vcpus: u32,
-    /// Memory.
+    /// Memory that the guest began with.
     pub memory_mib: u64,
+    /// Memory that can be plugged beside.
+    pub hotplug_mib: u64,
+    /// Of it, what is plugged.
+    pub plugged_mib: u64,
+    /// Memory that the sandbox is to have in all.
+    pub size_mib: u64,
+    /// Limit of all containers together; 0: none.
+    pub containers_memory_bytes: u64,
     /// It has an interface.
     pub has_interface: bool,
 }
@@ -145,8 +155,8 @@ impl SnapshotRecord {
     /// `FailedPrecondition`, naming what differs.
     pub fn check(&self, spec: &SandboxSpec) -> Result<()> {
         let wanted = [
-            ("vCPUs", u64::from(self.shape.n_vcpus), u64::from(spec.n_vcpus)),
-            ("MiB of memory", self.shape.memory_mib, u64::from(spec.memory_mib)),
+            ("vCPUs", u64::from(self.shape.n_online), u64::from(spec.n_vcpus)),
+            ("MiB of memory", self.shape.size_mib, u64::from(spec.memory_mib)),
             (
                 "network interfaces",
                 self.shape.has_interface.into(),
@@ -182,9 +192,14 @@ mod tests {
 
     fn record() -> SnapshotRecord {
         let shape = Shape {
-            n_vcpus: 1,
+            n_vcpus: 2,
+            n_online: 1,
             n_possible_vcpus: 2,
             memory_mib: 256,
+            hotplug_mib: 512,
+            plugged_mib: 128,
+            size_mib: 384,
+            containers_memory_bytes: 0,
             has_interface: true,
         };
         let image = CapturedImage {
@@ -210,7 +225,7 @@ mod tests {
         let path = directory.path().join(RECORD_FILE);
         for (content, why) in [
             ("{\"format\":9,\"new\":1}", "format 9"),
-            ("{\"format\":1}", "missing field"),
+            ("{\"format\":2}", "missing field"),
             ("{", "EOF"),
         ] {
             std::fs::write(&path, content).unwrap();

@@ -22,6 +22,10 @@ pub struct SandboxSpec {
     pub n_vcpus: u32,
     /// Memory.
     pub memory_mib: u32,
+    /// Memory that can be plugged beside while it runs.
+    pub hotplug_mib: u64,
+    /// vCPUs that a guest that boots is to know of, when more than `n_vcpus`.
+    pub n_possible_vcpus: u32,
     /// The tap of the guest's interface, when it has one.
     pub tap: Option<String>,
     /// Network namespace that is in; empty: the shim's own.
@@ -80,7 +84,7 @@ pub const MEMORY_FILE: &str = "memory";
 pub const WRITTEN_FILE: &str = "written";
 
 impl StartKind {
-    /// vCPUs that the guest is to know of, when `n_vcpus` are to run.
+    /// vCPUs that the guest of a template knows of, when `n_vcpus` are to run.
     #[must_use]
     pub fn n_possible_vcpus(&self, n_vcpus: u32) -> u32 {
         match self {
@@ -107,6 +111,7 @@ impl SandboxSpec {
         let differs = [
             ("n_vcpus", self.n_vcpus != waiting.n_vcpus),
             ("memory_mib", self.memory_mib != waiting.memory_mib),
+            ("hotplug_mib", self.hotplug_mib != waiting.hotplug_mib),
             ("network", self.tap != waiting.tap || mac(self) != mac(waiting)),
             ("scratch_path", self.scratch_path != waiting.scratch_path),
             ("vmm_path", self.vmm_path != waiting.vmm_path),

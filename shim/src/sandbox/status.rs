@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::state::SandboxState;
+use super::{snapshot::Shape, state::SandboxState};
 use crate::guest::ProcessEnd;
 
 /// Exit status of what died with its VM.
@@ -29,6 +29,8 @@ pub struct SandboxStatus {
     pub template_refused: Option<String>,
     /// Microseconds that its containers stood still for the last snapshot.
     pub pause_us: Option<u64>,
+    /// What it has, once it has started.
+    pub shape: Option<Shape>,
     /// Its end.
     pub exit: Option<SandboxExit>,
     /// The shim is to end.

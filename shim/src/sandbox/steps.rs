@@ -595,7 +595,18 @@ fn prepare(
     let scratch = open(&spec.scratch_path, true)?;
     let place = scratch_slice(&spec.scratch_path, &scratch)?;
     fds.push(scratch.into());
-    let (n_vcpus, n_possible_vcpus) = match (begin, &spec.start) {
+    let mut shape = Shape {
+        n_vcpus: spec.n_vcpus,
+        n_online: spec.n_vcpus,
+        n_possible_vcpus: spec.n_vcpus.max(spec.n_possible_vcpus),
+        memory_mib: u64::from(spec.memory_mib),
+        hotplug_mib: spec.hotplug_mib,
+        plugged_mib: 0,
+        size_mib: u64::from(spec.memory_mib),
+        containers_memory_bytes: 0,
+        has_interface: net.is_some(),
+    };
+    match (begin, &spec.start) {
         (Begin::Snapshot(_, record), _) => {
             if place.length_bytes != record.scratch_bytes {
                 let text = format!(
@@ -604,19 +615,23 @@ fn prepare(
                 );
                 return Err(Error::new(ErrorKind::FailedPrecondition, text));
             }
-            (record.shape.n_vcpus, record.shape.n_possible_vcpus)
+            shape = record.shape.clone();
         }
-        (Begin::Template(_), start) => (spec.n_vcpus, start.n_possible_vcpus(spec.n_vcpus)),
-        // A guest that becomes a template has one vCPU, which every group needs; one that boots for itself has all.
-        (Begin::Boot, start @ StartKind::Capture { .. }) => (1, start.n_possible_vcpus(spec.n_vcpus)),
-        (Begin::Boot, _) => (spec.n_vcpus, spec.n_vcpus),
-    };
+        (Begin::Template(_), start) => shape.n_possible_vcpus = start.n_possible_vcpus(spec.n_vcpus),
+        (Begin::Boot, start @ StartKind::Capture { .. }) => {
+            // A guest that becomes a template has one vCPU, which every group needs.
+            shape.n_vcpus = 1;
+            shape.n_possible_vcpus = start.n_possible_vcpus(spec.n_vcpus);
+        }
+        // One that boots for itself has all.
+        (Begin::Boot, _) => {}
+    }
     let config = VmConfig {
         origin,
-        n_vcpus,
-        n_possible_vcpus,
-        memory_mib: u64::from(spec.memory_mib),
-        hotplug_mib: 0,
+        n_vcpus: shape.n_vcpus,
+        n_possible_vcpus: shape.n_possible_vcpus,
+        memory_mib: shape.memory_mib,
+        hotplug_mib: shape.hotplug_mib,
         kernel_args: format!("{BASE_KERNEL_ARGS} {}", spec.kernel_args)
             .trim_end()
             .to_owned(),
@@ -634,12 +649,7 @@ fn prepare(
         Error::with_source(ErrorKind::InvalidArgument, "check the VM's configuration", error)
     })?;
     let made = Made {
-        shape: Shape {
-            n_vcpus,
-            n_possible_vcpus,
-            memory_mib: config.memory_mib,
-            has_interface: config.net.is_some(),
-        },
+        shape,
         scratch: place,
         images,
         phases,

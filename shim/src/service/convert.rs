@@ -1,6 +1,9 @@
 //! Generated messages to and from the shim's own types.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use containerd_shim_protos::{
     api::{CreateTaskRequest, ExecProcessRequest, Mount},
@@ -21,7 +24,10 @@ use crate::{
         network::parse_mac,
         volumes::{FileVolume, VolumeSpec},
     },
-    sandbox::spec::{ContainerSpec, ExecSpec, SandboxSpec, StartKind},
+    sandbox::{
+        resize::Target,
+        spec::{ContainerSpec, ExecSpec, MAX_SPEC_BYTES, SandboxSpec, StartKind},
+    },
     stdio::{Sink, StdioSpec},
     vmm::check_absolute,
 };
@@ -88,6 +94,8 @@ pub fn sandbox_spec(packed: Option<&Any>) -> Result<SandboxSpec> {
     Ok(SandboxSpec {
         n_vcpus: given.n_vcpus,
         memory_mib: given.memory_mib,
+        hotplug_mib: given.hotplug_mib,
+        n_possible_vcpus: given.n_possible_vcpus,
         netns: network
             .as_ref()
             .map(|network| network.netns.clone())
@@ -218,6 +226,45 @@ fn image_paths(rootfs: &[Mount]) -> Result<Vec<PathBuf>> {
             path.display()
         ))),
         None => Ok(paths),
+    }
+}
+
+/// What a sandbox is to have.
+///
+/// # Errors
+/// `InvalidArgument`, naming the field.
+pub fn target(message: &[u8]) -> Result<Target> {
+    let given = options::ResizeSandbox::parse_from_bytes(message)
+        .map_err(|error| Error::with_source(ErrorKind::InvalidArgument, "parse ResizeSandbox", error))?;
+    if !(1..=protocol::RESIZE_MAX_DEADLINE_MS).contains(&given.deadline_ms) {
+        return Err(invalid(format!(
+            "deadline_ms is {}: give 1 to {}",
+            given.deadline_ms,
+            protocol::RESIZE_MAX_DEADLINE_MS
+        )));
+    }
+    Ok(Target {
+        n_vcpus: given.n_vcpus,
+        memory_mib: given.memory_mib,
+        containers_memory_bytes: given.containers_memory_bytes,
+        deadline: Duration::from_millis(given.deadline_ms),
+    })
+}
+
+/// Limits of a container, as the guest is told them.
+///
+/// # Errors
+/// `InvalidArgument` when they are no JSON object, or longer than any are.
+pub fn resources(json: Vec<u8>) -> Result<Vec<u8>> {
+    let is_object = json.len() <= MAX_SPEC_BYTES
+        && serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&json).is_ok();
+    if is_object {
+        Ok(json)
+    } else {
+        Err(invalid(format!(
+            "resources have {} bytes: give a JSON object of at most {MAX_SPEC_BYTES}",
+            json.len()
+        )))
     }
 }
 

@@ -62,6 +62,17 @@ fn info(status: &SandboxStatus, console: String) -> HashMap<String, String> {
         ("start_us", status.start_us),
         ("pause_us", status.pause_us),
     ];
+    let shape = status.shape.iter().flat_map(|shape| {
+        [
+            ("n_vcpus", u64::from(shape.n_online)),
+            ("n_possible_vcpus", u64::from(shape.n_possible_vcpus)),
+            ("memory_mib", shape.memory_mib),
+            ("hotplug_mib", shape.hotplug_mib),
+            ("plugged_mib", shape.plugged_mib),
+            ("containers_memory_bytes", shape.containers_memory_bytes),
+        ]
+    });
+    info.extend(shape.map(|(key, value)| (key.into(), value.to_string())));
     info.extend(
         numbers
             .into_iter()

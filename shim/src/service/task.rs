@@ -230,7 +230,12 @@ impl Task for TaskService {
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let resources = request.resources.into_option().unwrap_or_default();
         if request.id != self.sandbox_id {
-            return unimplemented("Update");
+            if resources.type_url != protocol::LINUX_RESOURCES_TYPE_URL {
+                return unimplemented("Update");
+            }
+            let json = convert::resources(resources.value).map_err(to_ttrpc)?;
+            let updated = self.sandbox.update_container(request.id, json).await;
+            return updated.map_err(to_ttrpc).map(|()| Empty::new());
         }
         let updated = match resources.type_url.as_str() {
             protocol::PUT_FILES_TYPE_URL => {
@@ -240,6 +245,10 @@ impl Task for TaskService {
             protocol::ATTACH_VOLUME_TYPE_URL => {
                 let volume = convert::volume(&resources.value).map_err(to_ttrpc)?;
                 self.sandbox.attach_volume(volume).await
+            }
+            protocol::RESIZE_SANDBOX_TYPE_URL => {
+                let target = convert::target(&resources.value).map_err(to_ttrpc)?;
+                self.sandbox.resize(target).await
             }
             _ => return unimplemented("Update"),
         };

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use crate::fake_vmm::Size;
 use async_trait::async_trait;
 use protocol::{guest as api, guest_ttrpc};
 use tokio::{io::AsyncReadExt, net::UnixStream, sync::watch};
@@ -44,6 +45,12 @@ pub(crate) struct FakeGuest {
     pub(crate) power_off: watch::Sender<bool>,
     /// Calls that stop and free all containers, in order.
     pub(crate) freezer: Mutex<Vec<&'static str>>,
+    /// Its machine's.
+    size: Arc<Mutex<Size>>,
+    /// Sizes that it was told, CPUs and limit of its containers.
+    pub(crate) resized: Mutex<Vec<(u32, u64)>>,
+    /// Limits of containers, in the order they were told.
+    pub(crate) updated: Mutex<Vec<(String, String)>>,
     calls: AtomicU64,
     /// Calls of SignalProcess are never answered.
     pub(crate) hang_signals: bool,
@@ -54,9 +61,10 @@ fn refuse<T>(code: Code, message: impl Into<String>) -> ttrpc::Result<T> {
 }
 
 impl FakeGuest {
-    pub(crate) fn new(hang_signals: bool) -> Self {
+    pub(crate) fn new(hang_signals: bool, size: Arc<Mutex<Size>>) -> Self {
         Self {
             hang_signals,
+            size,
             ..Default::default()
         }
     }
@@ -83,6 +91,10 @@ impl FakeGuest {
             assert_eq!(socket.try_write(&[protocol::STDIO_ACK]).unwrap(), 1);
             streams.insert(key, socket);
         });
+    }
+
+    fn memory_total_bytes(&self) -> u64 {
+        99 + (self.size.lock().unwrap().plugged_mib << 20)
     }
 
     /// Ends every process at once, as the end of a VM does.
@@ -315,6 +327,33 @@ impl guest_ttrpc::Guest for FakeGuest {
         })
     }
 
+    async fn resize_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: api::ResizeSandboxRequest,
+    ) -> ttrpc::Result<api::ResizeSandboxResponse> {
+        let told = (request.n_vcpus, request.memory_limit_bytes);
+        self.resized.lock().unwrap().push(told);
+        Ok(api::ResizeSandboxResponse {
+            n_vcpus: request.n_vcpus,
+            memory_total_bytes: self.memory_total_bytes(),
+            ..Default::default()
+        })
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::UpdateContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let resources = String::from_utf8(request.resources).unwrap();
+        self.updated
+            .lock()
+            .unwrap()
+            .push((request.container_id, resources));
+        Ok(api::Empty::new())
+    }
+
     async fn container_stats(
         &self,
         _: &TtrpcContext,
@@ -333,7 +372,7 @@ impl guest_ttrpc::Guest for FakeGuest {
         _: api::Empty,
     ) -> ttrpc::Result<api::SandboxStatsResponse> {
         Ok(api::SandboxStatsResponse {
-            memory_total_bytes: 99,
+            memory_total_bytes: self.memory_total_bytes(),
             ..Default::default()
         })
     }

@@ -4,7 +4,10 @@ use std::{
     io::Write,
     os::fd::{AsFd, OwnedFd},
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use futures_util::stream;
@@ -41,6 +44,13 @@ pub(crate) enum Behaviour {
     Hangs,
 }
 
+/// A VM's vCPUs and plugged memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) n_vcpus: u32,
+    pub(crate) plugged_mib: u64,
+}
+
 /// What the test sees of the VM.
 pub(crate) struct FakeVm {
     pub(crate) guest: Arc<FakeGuest>,
@@ -48,6 +58,10 @@ pub(crate) struct FakeVm {
     pub(crate) started: Mutex<Option<(VmConfig, usize)>>,
     pub(crate) extents: Mutex<Vec<(SliceDisk, Extent)>>,
     pub(crate) n_add_commands: Mutex<usize>,
+    /// What it was made to have while it ran.
+    pub(crate) size: Arc<Mutex<Size>>,
+    /// Plugged memory that its guest does not give back.
+    pub(crate) stuck_mib: AtomicU64,
     socket: VmmSocket,
     /// Connections to the guest API.
     api: Mutex<Vec<UnixStream>>,
@@ -85,6 +99,7 @@ impl FakeVm {
         while let Ok((command, fds)) = self.socket.recv() {
             match command {
                 Command::Start(config) => {
+                    self.size.lock().unwrap().n_vcpus = config.n_vcpus;
                     let is_snapshot = matches!(config.origin, Origin::Snapshot { .. });
                     *self.started.lock().unwrap() = Some((*config, fds.len()));
                     if behaviour == Behaviour::RefusesStart {
@@ -152,14 +167,28 @@ impl FakeVm {
                 | Command::Pause { id }
                 | Command::FinishSnapshot { id }
                 | Command::Resume { id }
-                | Command::SetBalloon { id, .. }
-                | Command::ResizeMemory { id, .. } => {
+                | Command::SetBalloon { id, .. } => self.say(&Event::Done { id }),
+                Command::ResizeMemory { id, plugged_mib } => {
+                    self.size.lock().unwrap().plugged_mib =
+                        plugged_mib.max(self.stuck_mib.load(Ordering::Relaxed));
                     self.say(&Event::Done { id });
                 }
-                Command::Stats { id } => self.say(&Event::Stats {
-                    id,
-                    counters: Default::default(),
-                }),
+                Command::AddVcpus { id, n_vcpus } => {
+                    let mut size = self.size.lock().unwrap();
+                    size.n_vcpus = size.n_vcpus.max(n_vcpus);
+                    self.say(&Event::Done { id });
+                }
+                Command::Stats { id } => {
+                    let size = *self.size.lock().unwrap();
+                    let counters = [
+                        ("vcpus", u64::from(size.n_vcpus)),
+                        ("mem_plugged_bytes", size.plugged_mib << 20),
+                    ];
+                    self.say(&Event::Stats {
+                        id,
+                        counters: counters.map(|(name, value)| (name.to_owned(), value)).into(),
+                    });
+                }
             }
         }
         self.guest.kill_all();
@@ -196,8 +225,11 @@ pub(crate) fn launcher(
     let last = Arc::clone(&slot);
     let launcher = Arc::new(move |_: &_| {
         let (control, socket) = control::pair().unwrap();
+        let size = Arc::<Mutex<Size>>::default();
         let vm = Arc::new(FakeVm {
-            guest: Arc::new(FakeGuest::new(hang_signals)),
+            guest: Arc::new(FakeGuest::new(hang_signals, Arc::clone(&size))),
+            size,
+            stuck_mib: AtomicU64::new(0),
             started: Mutex::default(),
             extents: Mutex::default(),
             n_add_commands: Mutex::default(),

@@ -10,6 +10,7 @@ mod bench;
 mod fake_guest;
 mod fake_vmm;
 mod lifecycle;
+mod resize;
 mod server;
 mod snapshot;
 mod stdio;

@@ -89,7 +89,7 @@ fn order_start(owner: &OwnerSocket, guest: &Guest, console: &OwnedFd) -> Result<
     let config = VmConfig {
         origin: guest.origin,
         n_vcpus: 1,
-        n_possible_vcpus: 1,
+        n_possible_vcpus: 2,
         memory_mib: MEMORY_MIB,
         hotplug_mib: 0 * HOTPLUG_MIB,
         kernel_args: guest.args.clone(),
