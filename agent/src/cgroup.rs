@@ -78,6 +78,19 @@ impl Cgroups {
             .map_or(Ok(()), |dir| write(&dir, "memory.max", &memory_bytes.to_string()))
     }
 
+    /// Memory that a group's VMM and its guest use on the host, bytes; 0 without limits.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn memory_used(&self, id: &GroupId) -> Result<u64> {
+        let Some(dir) = self.dir(id) else {
+            return Ok(0);
+        };
+        let path = dir.join("memory.current");
+        let text = std::fs::read_to_string(&path).map_err(failed(format!("read {}", path.display())))?;
+        Ok(text.trim().parse().unwrap_or(u64::MAX))
+    }
+
     /// Limits a group's CPU time.
     ///
     /// # Errors

@@ -93,6 +93,8 @@ pub struct Config {
     pub template: TemplateConfig,
     /// Sandboxes made before they are asked for.
     pub standby: StandbyConfig,
+    /// What groups may grow to while they run.
+    pub resize: ResizeConfig,
     /// Network of the groups.
     pub network: NetworkConfig,
     /// Images.
@@ -328,6 +330,7 @@ impl Default for Config {
             sandbox: SandboxConfig::default(),
             template: TemplateConfig::default(),
             standby: StandbyConfig::default(),
+            resize: ResizeConfig::default(),
             network: NetworkConfig::default(),
             image: ImageConfig::default(),
             capacity: CapacityConfig::default(),
@@ -385,6 +388,29 @@ pub struct StandbyConfig {
 impl Default for StandbyConfig {
     fn default() -> Self {
         Self { per_shape: 1, max: 4 }
+    }
+}
+
+/// What groups may grow to while they run; a group that is to be larger gets another sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResizeConfig {
+    /// Times the vCPUs that it began with, rounded up to a power of two. 1: none beyond that. Each vCPU that a guest may come to
+    /// have takes it some 50 KiB.
+    pub vcpu_factor: u32,
+    /// Times the memory that it began with, at most the host's. 1: none beyond that. Only addresses are set aside.
+    pub memory_factor: u32,
+    /// Seconds a guest may take to give back memory, or to make use of more; then the resize is taken back.
+    pub timeout_seconds: u64,
+}
+
+impl Default for ResizeConfig {
+    fn default() -> Self {
+        Self {
+            vcpu_factor: 2,
+            memory_factor: 4,
+            timeout_seconds: 60,
+        }
     }
 }
 
@@ -593,6 +619,21 @@ impl Config {
                 "template.max_templates",
                 self.template.max_templates.to_string(),
                 "give 1 to 64, or set template.enabled = false",
+            );
+        }
+        for (name, factor) in [
+            ("resize.vcpu_factor", self.resize.vcpu_factor),
+            ("resize.memory_factor", self.resize.memory_factor),
+        ] {
+            if !(1..=64).contains(&factor) {
+                return field(name, factor.to_string(), "give 1 to 64");
+            }
+        }
+        if !(1..=600).contains(&self.resize.timeout_seconds) {
+            return field(
+                "resize.timeout_seconds",
+                self.resize.timeout_seconds.to_string(),
+                "give 1 to 600",
             );
         }
         for (name, seconds) in [

@@ -129,6 +129,7 @@ impl Host {
             n_starts,
             standbys: Standbys::new(config.standby.clone()),
             config,
+            capacity,
             templates,
             snapshots,
             store,
@@ -270,7 +271,7 @@ impl Host {
         let standby = match snapshot {
             Some(_) => None,
             None if self.parts.network.uses_cni() => None,
-            None => self.parts.standbys.take(Shape::of(spec.size, &self.parts.config)),
+            None => self.parts.standbys.take(Shape::of(spec.size, &self.parts)),
         };
         let (id, ip) = match &standby {
             Some(standby) => (standby.id.clone(), standby.ip.map(|ip| ip.v4)),
@@ -302,6 +303,7 @@ impl Host {
             restarting: None,
             update: None,
             refreshing: false,
+            resizing: None,
             failed: false,
             ending_since_ms: None,
             news_after: Some(0),

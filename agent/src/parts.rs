@@ -9,6 +9,7 @@ use std::{
 use tokio::sync::Semaphore;
 
 use crate::{
+    capacity::HostCapacity,
     cgroup::Cgroups,
     config::Config,
     disks::Disks,
@@ -24,6 +25,8 @@ use crate::{
 pub struct HostParts {
     /// Configuration, complete.
     pub config: Config,
+    /// What the host has.
+    pub capacity: HostCapacity,
     /// Durable state.
     pub store: Store,
     /// Network.

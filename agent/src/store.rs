@@ -59,6 +59,9 @@ pub struct Record {
     /// The files of running containers are not known to be what the group says.
     #[serde(default)]
     pub refreshing: bool,
+    /// The update changes sizes only, and is carried out while the containers run.
+    #[serde(default)]
+    pub resizing: Option<crate::group::resize::Resizing>,
     /// It has failed as a whole, whatever its containers do.
     #[serde(default)]
     pub failed: bool,
@@ -348,6 +351,7 @@ mod tests {
             restarting: None,
             update: None,
             refreshing: false,
+            resizing: None,
             failed: false,
             ending_since_ms: None,
             news_after: Some(0),

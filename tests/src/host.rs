@@ -113,6 +113,9 @@ host_path = true
 host_network = true
 host_pid = true
 unsafe_sysctls = ["net.core.*", "vm.max_map_count"]
+# A group that was made larger, and its fork, are promised more than a small host has.
+[capacity]
+memory_overcommit = 2.0
 
 [template]
 {templates}

@@ -66,6 +66,9 @@ fn main() -> ExitCode {
         update::{
             a_running_group_becomes_another_with_least_disruption,
         },
+        resize::{
+            a_running_group_grows_and_shrinks_and_nothing_of_it_is_restarted,
+        },
         exec::{
             a_hundred_thousand_lines_arrive_complete_and_in_order,
             exit_codes_come_back_exactly,

@@ -3,6 +3,7 @@
 mod ending;
 mod health;
 mod refresh;
+mod resize;
 mod update;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -19,6 +20,7 @@ use super::{
     jobs::{self, Outcome, Run, Writers, container_id},
     lifecycle::Role,
     plan::{self, Action, ContainerSeen, SandboxSeen},
+    resize::larger,
     spec::{GroupSpec, ImagePullPolicy, Size},
     status::{ContainerState, EventKind, Group, GroupId, Phase},
     view,
@@ -56,10 +58,7 @@ impl Published {
         let has_ended = matches!(self.group.status.phase, Phase::Succeeded | Phase::Failed);
         let now = self.group.spec.size;
         let next = self.update.as_ref().map_or(now, |spec| spec.size);
-        (!has_ended).then(|| Size {
-            cpu_milli: now.cpu_milli.max(next.cpu_milli),
-            memory_bytes: now.memory_bytes.max(next.memory_bytes),
-        })
+        (!has_ended).then(|| larger(now, next))
     }
 }
 
@@ -181,6 +180,8 @@ pub struct Driver {
     files: Files,
     /// How often they could not be put.
     refresh_failures: u32,
+    /// The work of a resize is being done, in this sandbox.
+    is_resizing: bool,
     jobs: JoinSet<Outcome>,
     writers: Writers,
     starting: Option<AbortHandle>,
@@ -237,6 +238,7 @@ impl Driver {
             health: HashMap::new(),
             following: None,
             releasing: false,
+            is_resizing: false,
             jobs: JoinSet::new(),
             writers: Writers::new(),
             starting: None,
@@ -435,6 +437,7 @@ impl Driver {
             Action::StartSandbox => self.sandbox = SandboxSeen::Starting,
             Action::StopSandbox => {
                 self.sandbox = SandboxSeen::Stopping;
+                self.is_resizing = false;
                 self.record.sandbox_running = false;
                 self.files_are_fresh();
             }
@@ -465,6 +468,7 @@ impl Driver {
             Action::Reset => self.reset(),
             Action::Apply => self.apply(),
             Action::Refresh => self.files = Files::BeingPut,
+            Action::Resize => self.is_resizing = true,
             Action::Release => self.releasing = true,
             Action::WakeAt(_) => {}
         }
@@ -502,6 +506,7 @@ impl Driver {
             }
             Action::Kill(index) => self.kill(index),
             Action::Refresh => self.refresh(),
+            Action::Resize => self.resize(),
             Action::Release => {
                 self.jobs.spawn(jobs::release(parts, id, spec, ip));
             }
@@ -582,6 +587,7 @@ impl Driver {
                 }
             }
             Outcome::Refreshed(spec, result) => self.refreshed(&spec, result),
+            Outcome::Resized(generation, resized) => self.resized(generation, resized),
             Outcome::News(generation, news) => self.take_in_news(generation, news),
             Outcome::Released(result) => {
                 if let Err(error) = result {
@@ -705,6 +711,7 @@ impl Driver {
         self.files_are_fresh();
         self.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
         self.record.sandbox_running = false;
+        self.is_resizing = false;
         let message = format!("The sandbox died: {why}");
         self.event(EventKind::Warning, view::SANDBOX_DIED, message.clone(), None);
         if !self.record.failed {

@@ -1,5 +1,7 @@
 //! The long work of a group's driver: each job runs beside the driver and ends with one [`Outcome`].
 
+mod resize;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{
@@ -30,6 +32,8 @@ use crate::{
     },
     snapshots::SnapshotId,
 };
+
+pub(super) use resize::{Resize, Resized};
 
 const SIGTERM: u32 = 15;
 const SIGKILL: u32 = 9;
@@ -72,6 +76,8 @@ pub(super) enum Outcome {
     Refreshed(Arc<GroupSpec>, Result<()>),
     /// All was done that can be done to end it.
     Killed(String, u32),
+    /// Of this sandbox.
+    Resized(u32, Resized),
     /// What the guest of this sandbox told of its containers.
     News(u32, Result<News>),
     Released(Result<()>),

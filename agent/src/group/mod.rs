@@ -20,6 +20,7 @@ pub mod nfs;
 pub mod plan;
 pub mod pod;
 pub mod quantity;
+pub mod resize;
 pub mod rules;
 pub mod size;
 pub mod spec;

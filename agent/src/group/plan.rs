@@ -8,8 +8,8 @@
 //! sandbox    Absent --StartSandbox--> Starting --> Running --StopSandbox--> Stopping --> Absent
 //!             ^                          '--failed--> Dead --StopSandbox--^ (also when it dies)
 //! files      Stale --Refresh--> being put --failed--> Stale (later)
-//! group      --Expire--> it fails; --Reset--> it begins anew; --Apply--> it is updated; --Release--> Releasing: the last
-//!            action there is
+//! group      --Expire--> it fails; --Reset--> it begins anew; --Apply--> it is updated; --Resize--> it is being resized;
+//!            --Release--> Releasing: the last action there is
 //! ```
 //!
 //! Images are pulled at once, containers start in the order of [`Role`]: one init container or sidecar after the other, then
@@ -80,6 +80,15 @@ pub enum SandboxSeen {
     Stopping,
 }
 
+/// A resize as the plan sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResizeSeen {
+    /// It is to begin.
+    Wanted,
+    /// It is under way.
+    UnderWay,
+}
+
 /// A group as the plan sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
@@ -97,6 +106,8 @@ pub struct Seen {
     pub leaving: Option<BTreeSet<usize>>,
     /// The files of running containers are not yet what the group says; they may be put from this time on, Unix milliseconds.
     pub stale_files_ms: Option<u64>,
+    /// The group is to be resized while its containers run.
+    pub resizing: Option<ResizeSeen>,
     /// It has failed as a whole: what still runs is to end.
     pub failed: bool,
     /// It fails at this time, Unix milliseconds.
@@ -126,10 +137,12 @@ pub enum Action {
     Expire,
     /// Let all containers begin anew: none runs any more.
     Reset,
-    /// Take on the update of the group: what it ends has ended.
+    /// Take on the update of the group: what it ends has ended, or there is no sandbox that would have to be resized.
     Apply,
     /// Put the files of all volumes of files into the sandbox.
     Refresh,
+    /// Resize the running sandbox and its containers.
+    Resize,
     /// Remove what is left of the group: logs, address, record.
     Release,
     /// Plan again at this time, Unix milliseconds.
@@ -257,6 +270,20 @@ fn plan_run(seen: &Seen) -> Vec<Action> {
             return vec![Action::Apply];
         }
     }
+    if seen.resizing.is_some() {
+        // One that begins now would have the limits of before.
+        let settles = |seen: ContainerSeen| matches!(seen, ContainerSeen::Starting | ContainerSeen::Killing);
+        match seen.sandbox {
+            SandboxSeen::Absent { .. } | SandboxSeen::Dead { .. } => return vec![Action::Apply],
+            SandboxSeen::Running
+                if seen.resizing == Some(ResizeSeen::Wanted)
+                    && !seen.containers.iter().any(|(_, container)| settles(*container)) =>
+            {
+                actions.push(Action::Resize);
+            }
+            _ => {}
+        }
+    }
     match seen.sandbox {
         SandboxSeen::Absent { not_before_ms } => at(seen, not_before_ms, Action::StartSandbox, &mut actions),
         SandboxSeen::Dead { not_before_ms } => at(seen, not_before_ms, Action::StopSandbox, &mut actions),
@@ -283,7 +310,9 @@ fn plan_run(seen: &Seen) -> Vec<Action> {
                 at(seen, not_before_ms, Action::Pull(index), &mut actions);
             }
             ContainerSeen::Pulled
-                if seen.sandbox == SandboxSeen::Running && turn.is_none_or(|turn| turn == index) =>
+                if seen.sandbox == SandboxSeen::Running
+                    && seen.resizing.is_none()
+                    && turn.is_none_or(|turn| turn == index) =>
             {
                 actions.push(Action::Start(index));
             }

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | labels, annotations, credentials, restart policy, grace, deadline; a volume is added | nothing is restarted |
 //! | volumes of files | the files of running containers are replaced, all of a volume at once; nothing is restarted |
+//! | sizes of the group and its containers, and nothing of the lines below | nothing is restarted, where the sandbox can have the size ([`super::resize`]); else all begin anew in a new sandbox |
 //! | a container that does the group's work | it ends, and begins anew in the same sandbox |
 //! | one that takes turns (init container, sidecar); whether processes are shared | all containers begin anew, in order, in the same sandbox |
 //! | the group's size, network, host ports, DNS, hosts, sysctls, host name, `fsGroup`; another volume is changed or removed | all begin anew in a new sandbox |
@@ -28,6 +29,8 @@ pub enum Reach {
     Group,
     /// All containers begin anew, in a new sandbox.
     Sandbox,
+    /// Only sizes change.
+    Sizes,
 }
 
 /// Takes over what the group was given when it was accepted and no request can name: the ids of its new disks.
@@ -98,6 +101,41 @@ pub fn check(old: &GroupSpec, new: &GroupSpec) -> Result<(), Violations> {
 
 /// What an update that [`check`] let pass reaches.
 pub fn reach(old: &GroupSpec, new: &GroupSpec) -> Reach {
+    let resized = with_sizes_of(old, new);
+    if resized == *old {
+        return reach_beside_sizes(old, new);
+    }
+    match reach_beside_sizes(&resized, new) {
+        Reach::Containers(others) if others.is_empty() && has_same_containers(old, new) => Reach::Sizes,
+        _ => reach_beside_sizes(old, new),
+    }
+}
+
+/// The old group with the sizes of the new one.
+fn with_sizes_of(old: &GroupSpec, new: &GroupSpec) -> GroupSpec {
+    let mut resized = old.clone();
+    resized.size = new.size;
+    for before in &mut resized.containers {
+        if let Some(now) = container(new, &before.name) {
+            before.size = now.size;
+        }
+    }
+    resized
+}
+
+/// No container is added, removed or in another place.
+fn has_same_containers(old: &GroupSpec, new: &GroupSpec) -> bool {
+    let names = |group: &GroupSpec| -> Vec<String> {
+        group
+            .containers
+            .iter()
+            .map(|container| container.name.clone())
+            .collect()
+    };
+    names(old) == names(new)
+}
+
+fn reach_beside_sizes(old: &GroupSpec, new: &GroupSpec) -> Reach {
     // What the machine of the group is told when it starts.
     let machine = |group: &GroupSpec| {
         (
@@ -281,7 +319,37 @@ mod tests {
             reached(|new| new.containers[0].lifecycle.role = Role::Init),
             Reach::Group
         );
-        assert_eq!(reached(|new| new.size.cpu_milli = 2000), Reach::Sandbox);
+        assert_eq!(reached(|new| new.size.cpu_milli += 2000), Reach::Sizes);
+        assert_eq!(
+            reached(|new| {
+                new.containers[2].size = Some(new.size);
+                new.labels.insert("a".into(), "b".into());
+            }),
+            Reach::Sizes,
+            "a sidecar's too, and what disturbs nobody"
+        );
+        assert_eq!(
+            reached(|new| {
+                new.containers[0].size = Some(new.size);
+                new.containers[1].image = "other".into();
+            }),
+            only(&[0, 1]),
+            "not beside other changes"
+        );
+        assert_eq!(
+            reached(|new| {
+                new.size.cpu_milli += 2000;
+                new.containers[1].image = "other".into();
+            }),
+            Reach::Sandbox
+        );
+        assert_eq!(
+            reached(|new| {
+                new.size.cpu_milli += 2000;
+                new.containers.remove(0);
+            }),
+            Reach::Sandbox
+        );
         assert_eq!(reached(|new| new.dns = Some(Default::default())), Reach::Sandbox);
         assert_eq!(
             reached(|new| new.network.security_groups = vec!["sg-a".into()]),

@@ -5,6 +5,7 @@ use crate::{
     capacity,
     error::{Error, ErrorKind, Result},
     group::{
+        resize,
         spec::GroupSpec,
         status::{GroupId, Phase},
         update,
@@ -43,14 +44,18 @@ impl Host {
             .filter(|other| other.group.id != *id)
             .filter_map(|other| other.reserved())
             .collect();
-        let config = &self.parts.config;
-        capacity::admit(
-            self.capacity,
-            &config.capacity,
-            &config.sandbox,
-            &others,
-            spec.size,
-        )?;
+        // What becomes smaller fits in any case, whatever the host was promised to others since.
+        let before = published.group.spec.size;
+        if resize::larger(before, spec.size) != before {
+            let config = &self.parts.config;
+            capacity::admit(
+                self.capacity,
+                &config.capacity,
+                &config.sandbox,
+                &others,
+                spec.size,
+            )?;
+        }
         handle.update(base.clone(), spec).await?;
         Ok(true)
     }

@@ -56,7 +56,7 @@ pub async fn put_together(
     let memory_bytes = capacity::footprint(spec.size, &parts.config.sandbox).memory_bytes;
     let resources = gather(parts, id, ip, Some(spec), memory_bytes, restores).await?;
     govern(parts, id, spec, ip).await?;
-    let shape = Shape::of(spec.size, &parts.config);
+    let shape = Shape::of(spec.size, parts);
     let mut options = introduced(parts, spec, &resources, machine(parts, shape, &resources));
     let class = shape.class(resources.attachment.is_some(), &parts.config);
     let template = class
@@ -99,7 +99,7 @@ async fn take_over(
         standby.resources.attachment = parts.network.attach(id, ip).await?;
     }
     govern(parts, id, spec, ip).await?;
-    let shape = Shape::of(spec.size, &parts.config);
+    let shape = Shape::of(spec.size, parts);
     let mut options = introduced(
         parts,
         spec,
@@ -253,6 +253,8 @@ fn machine(parts: &HostParts, shape: Shape, resources: &Resources) -> SandboxOpt
     SandboxOptions {
         n_vcpus: shape.n_vcpus,
         memory_mib: shape.memory_mib,
+        n_possible_vcpus: shape.n_possible_vcpus,
+        hotplug_mib: shape.hotplug_mib,
         network: network.into(),
         scratch_path: text(&resources.scratch),
         kernel_path: text(&config.files.kernel),

@@ -21,7 +21,7 @@ use oci_spec::runtime::Process;
 use protocol::{
     guest::{PutFilesRequest, SandboxStatsResponse},
     guest_ttrpc::LifecycleClient,
-    sandbox::{AttachVolume, SandboxOptions},
+    sandbox::{AttachVolume, ResizeSandbox, SandboxOptions},
 };
 use ttrpc::context::{self, Context};
 
@@ -303,23 +303,47 @@ impl SandboxConnection {
         .await
     }
 
-    async fn update(&self, type_url: &str, message: &impl Message, what: &'static str) -> Result<()> {
+    /// Makes the running sandbox larger or smaller; its guest may take as long as `size` says.
+    ///
+    /// # Errors
+    /// What the shim answers.
+    pub async fn resize_sandbox(&self, size: &ResizeSandbox) -> Result<()> {
+        let deadline = self.deadlines.request + Duration::from_millis(size.deadline_ms);
+        let resources = packed(protocol::RESIZE_SANDBOX_TYPE_URL, size)?;
+        self.update_task(&self.id, resources, deadline, "resize sandbox")
+            .await
+    }
+
+    /// Gives a container other limits.
+    ///
+    /// # Errors
+    /// What the shim answers; `FailedPrecondition` when the container uses more memory.
+    pub async fn limit_container(&self, id: &str, resources: &serde_json::Value) -> Result<()> {
         let resources = Any {
-            type_url: type_url.to_owned(),
-            value: message.write_to_bytes().map_err(|error| {
-                Error::with_source(ErrorKind::Internal, format!("encode {type_url}"), error)
-            })?,
+            type_url: protocol::LINUX_RESOURCES_TYPE_URL.to_owned(),
+            value: resources.to_string().into_bytes(),
             ..Any::default()
         };
+        self.update_task(id, resources, self.deadlines.request, "limit container")
+            .await
+    }
+
+    async fn update(&self, type_url: &str, message: &impl Message, what: &'static str) -> Result<()> {
+        let resources = packed(type_url, message)?;
+        self.update_task(&self.id, resources, self.deadlines.request, what)
+            .await
+    }
+
+    async fn update_task(&self, id: &str, resources: Any, deadline: Duration, what: &str) -> Result<()> {
         let request = UpdateTaskRequest {
-            id: self.id.clone(),
+            id: id.to_owned(),
             resources: MessageField::some(resources),
             ..UpdateTaskRequest::default()
         };
         self.task
-            .update(self.request(), &request)
+            .update(context::with_duration(deadline), &request)
             .await
-            .map_err(|error| from_ttrpc(what, &self.id, error))?;
+            .map_err(|error| from_ttrpc(what, id, error))?;
         Ok(())
     }
 
@@ -570,6 +594,16 @@ fn decode<M: Message>(any: &Any, expected: &str) -> Result<M> {
     }
     M::parse_from_bytes(&any.value)
         .map_err(|error| Error::with_source(ErrorKind::Internal, format!("decode {expected}"), error))
+}
+
+fn packed(type_url: &str, message: &impl Message) -> Result<Any> {
+    Ok(Any {
+        type_url: type_url.to_owned(),
+        value: message
+            .write_to_bytes()
+            .map_err(|error| Error::with_source(ErrorKind::Internal, format!("encode {type_url}"), error))?,
+        ..Any::default()
+    })
 }
 
 /// The one place where codes of the shim protocol become the engine's kinds.

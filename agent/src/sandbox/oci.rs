@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::volumes::has_file;
 use crate::{
     error::{Error, ErrorKind, Result},
-    group::spec::{ContainerSpec, EnvValue, GroupSpec, VolumeMount, VolumeSource},
+    group::spec::{ContainerSpec, EnvValue, GroupSpec, Size, VolumeMount, VolumeSource},
 };
 
 /// The capabilities containerd gives a container.
@@ -99,6 +99,8 @@ const READONLY_PATHS: [&str; 5] = [
 
 /// CPU bandwidth period, microseconds.
 const CPU_PERIOD_US: u64 = 100_000;
+/// CPU shares (cgroup v1, as OCI has them) that become 100, the weight that a cgroup v2 begins with.
+const DEFAULT_SHARES: u64 = 2598;
 /// The default of the search path when neither image nor group give one.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -583,13 +585,9 @@ pub fn container_spec(
         "devices": [{"allow": false, "access": "rwm"}],
         "unified": {"memory.oom.group": "1"},
     });
-    if let Some(size) = container.size {
-        resources["memory"] = json!({"limit": size.memory_bytes});
-        resources["cpu"] = json!({
-            "quota": u64::from(size.cpu_milli) * CPU_PERIOD_US / 1000,
-            "period": CPU_PERIOD_US,
-            "shares": (u64::from(size.cpu_milli) * 1024 / 1000).max(2),
-        });
+    if container.size.is_some() {
+        let limits = limits(container.size);
+        (resources["memory"], resources["cpu"]) = (limits["memory"].clone(), limits["cpu"].clone());
     }
     let mut spec = json!({
         "ociVersion": "1.1.0",
@@ -624,6 +622,25 @@ pub fn container_spec(
             error,
         )
     })
+}
+
+/// The limits of a container of that size, as OCI `LinuxResources`; without a size those that a container without limits begins
+/// with.
+pub fn limits(size: Option<Size>) -> Value {
+    match size {
+        Some(size) => json!({
+            "memory": {"limit": size.memory_bytes},
+            "cpu": {
+                "quota": u64::from(size.cpu_milli) * CPU_PERIOD_US / 1000,
+                "period": CPU_PERIOD_US,
+                "shares": (u64::from(size.cpu_milli) * 1024 / 1000).max(2),
+            },
+        }),
+        None => json!({
+            "memory": {"limit": -1},
+            "cpu": {"quota": -1, "period": CPU_PERIOD_US, "shares": DEFAULT_SHARES},
+        }),
+    }
 }
 
 /// The process of an exec: the container's own user, environment, directory and rights, another command.

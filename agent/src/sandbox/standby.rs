@@ -16,6 +16,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{assembly, client::SandboxConnection, templates::Class};
 use crate::{
+    capacity::HostCapacity,
     config::{Config, StandbyConfig},
     error::Result,
     group::{spec::Size, status::GroupId},
@@ -25,6 +26,10 @@ use crate::{
 };
 
 const MIB: u64 = 1 << 20;
+/// Memory that can be plugged is a multiple of this (protos/sandbox.proto).
+const HOTPLUG_ALIGN_MIB: u64 = 128;
+/// Most vCPUs a guest knows of.
+const MAX_VCPUS: u32 = 64;
 /// No group was started for so long: the host has time.
 const QUIET: Duration = Duration::from_millis(250);
 /// Between looks at a template that is not ready yet.
@@ -39,21 +44,38 @@ pub struct Shape {
     pub n_vcpus: u32,
     /// Guest memory.
     pub memory_mib: u32,
+    /// vCPUs that it may come to have while it runs.
+    pub n_possible_vcpus: u32,
+    /// Memory that it may come to have beside while it runs.
+    pub hotplug_mib: u64,
 }
 
 impl Shape {
     /// The machine for a group of that size.
-    pub fn of(size: Size, config: &Config) -> Self {
+    pub fn of(size: Size, parts: &HostParts) -> Self {
+        Self::on(parts.capacity, size, &parts.config)
+    }
+
+    fn on(host: HostCapacity, size: Size, config: &Config) -> Self {
         let memory_mib = size.memory_bytes.div_ceil(MIB) + u64::from(config.sandbox.guest_overhead_mib);
+        let memory_mib = u32::try_from(memory_mib).unwrap_or(u32::MAX);
+        let n_vcpus = size.cpu_milli.div_ceil(1000).max(1);
+        let resize = &config.resize;
+        let most_vcpus = n_vcpus.next_power_of_two().saturating_mul(resize.vcpu_factor);
+        let memory = u64::from(memory_mib);
+        let host_mib = (host.memory_bytes / MIB).next_multiple_of(HOTPLUG_ALIGN_MIB);
+        let hotplug_mib = (memory * (u64::from(resize.memory_factor) - 1)).min(host_mib);
         Self {
-            n_vcpus: size.cpu_milli.div_ceil(1000).max(1),
-            memory_mib: u32::try_from(memory_mib).unwrap_or(u32::MAX),
+            n_vcpus,
+            memory_mib,
+            n_possible_vcpus: most_vcpus.min(MAX_VCPUS).max(n_vcpus),
+            hotplug_mib: hotplug_mib.next_multiple_of(HOTPLUG_ALIGN_MIB),
         }
     }
 
     /// The template it can go on from.
     pub fn class(self, has_network: bool, config: &Config) -> Option<Class> {
-        Class::of(self.n_vcpus, self.memory_mib, has_network, &config.template)
+        Class::of(self, has_network, &config.template)
     }
 }
 
@@ -279,5 +301,39 @@ async fn make(
             }
             Err(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_has_room_to_grow_within_what_the_host_has() {
+        let mut config = Config::default();
+        config.sandbox.guest_overhead_mib = 64;
+        let host = HostCapacity {
+            n_cpus: 8,
+            memory_bytes: 8000 * MIB,
+        };
+        let shape = |cpu_milli, mib, config: &Config| {
+            let size = Size {
+                cpu_milli,
+                memory_bytes: mib * MIB,
+            };
+            let shape = Shape::on(host, size, config);
+            (
+                shape.n_vcpus,
+                shape.n_possible_vcpus,
+                shape.memory_mib,
+                shape.hotplug_mib,
+            )
+        };
+        assert_eq!(shape(250, 512, &config), (1, 2, 576, 1792));
+        assert_eq!(shape(3000, 4096, &config), (3, 8, 4160, 8064));
+        assert_eq!(shape(64_000, 4096, &config).1, 64);
+        config.resize.vcpu_factor = 1;
+        config.resize.memory_factor = 1;
+        assert_eq!(shape(3000, 4096, &config), (3, 4, 4160, 0));
     }
 }

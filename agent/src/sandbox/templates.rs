@@ -28,6 +28,7 @@ use super::{
     bundle::Bundle,
     sealed::{self, Digests, hex},
     shim::ShimProgram,
+    standby::Shape,
 };
 use crate::{
     config::{Config, TemplateConfig},
@@ -56,17 +57,20 @@ pub struct Class {
     pub n_possible_vcpus: u32,
     /// Guest memory.
     pub memory_mib: u32,
+    /// Memory that can be plugged beside.
+    pub hotplug_mib: u64,
     /// It has an interface.
     pub has_network: bool,
 }
 
 impl Class {
     /// The class of a sandbox of that shape; `None` when it is larger than templates are made for.
-    pub fn of(n_vcpus: u32, memory_mib: u32, has_network: bool, config: &TemplateConfig) -> Option<Self> {
-        let fits = config.enabled && memory_mib <= config.max_memory_mib;
+    pub fn of(shape: Shape, has_network: bool, config: &TemplateConfig) -> Option<Self> {
+        let fits = config.enabled && shape.memory_mib <= config.max_memory_mib;
         fits.then(|| Self {
-            n_possible_vcpus: n_vcpus.next_power_of_two(),
-            memory_mib,
+            n_possible_vcpus: shape.n_possible_vcpus.next_power_of_two(),
+            memory_mib: shape.memory_mib,
+            hotplug_mib: shape.hotplug_mib,
             has_network,
         })
     }
@@ -74,7 +78,10 @@ impl Class {
     /// A name for directories and people.
     fn name(self) -> String {
         let network = if self.has_network { "net" } else { "nonet" };
-        format!("{}vcpu-{}mib-{network}", self.n_possible_vcpus, self.memory_mib)
+        format!(
+            "{}vcpu-{}+{}mib-{network}",
+            self.n_possible_vcpus, self.memory_mib, self.hotplug_mib
+        )
     }
 }
 
@@ -293,6 +300,7 @@ impl Templates {
         let options = SandboxOptions {
             n_vcpus: 1,
             memory_mib: class.memory_mib,
+            hotplug_mib: class.hotplug_mib,
             // Nobody made this tap: opening it makes one that is gone with its VMM.
             network: class
                 .has_network
@@ -491,14 +499,24 @@ mod tests {
     #[test]
     fn classes_round_up_vcpus_and_keep_memory() {
         let config = TemplateConfig::default();
-        let class = Class::of(3, 512, true, &config).unwrap();
+        let shape = Shape {
+            n_vcpus: 2,
+            memory_mib: 512,
+            n_possible_vcpus: 3,
+            hotplug_mib: 1536,
+        };
+        let class = Class::of(shape, true, &config).unwrap();
         assert_eq!((class.n_possible_vcpus, class.memory_mib), (4, 512));
-        assert_eq!(class.name(), "4vcpu-512mib-net");
-        assert_eq!(Class::of(1, config.max_memory_mib + 1, true, &config), None);
+        assert_eq!(class.name(), "4vcpu-512+1536mib-net");
+        let large = Shape {
+            memory_mib: config.max_memory_mib + 1,
+            ..shape
+        };
+        assert_eq!(Class::of(large, true, &config), None);
         let off = TemplateConfig {
             enabled: false,
             ..config
         };
-        assert_eq!(Class::of(1, 512, true, &off), None);
+        assert_eq!(Class::of(shape, true, &off), None);
     }
 }

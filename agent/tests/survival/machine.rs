@@ -24,6 +24,9 @@ use ttrpc::{
 };
 use vmm::control::{Command, Event, ExitReason, VmmSocket};
 
+/// What a container uses, so that it can't be limited to less.
+const LEAST_MEMORY_BYTES: u64 = 256 << 20;
+
 type Key = (String, String);
 
 #[derive(Default)]
@@ -33,8 +36,16 @@ struct Process {
     ended: watch::Sender<Option<u32>>,
 }
 
+/// What the machine has, for its guest to see.
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    n_vcpus: u32,
+    plugged_mib: u64,
+}
+
 #[derive(Default)]
 struct Guest {
+    size: Mutex<Size>,
     processes: Mutex<HashMap<Key, Process>>,
     /// Kept open as long as their process lives.
     streams: Mutex<Vec<(Key, UnixStream)>>,
@@ -62,7 +73,8 @@ pub(crate) fn run() {
     while let Ok((command, fds)) = socket.recv() {
         let done = |id| socket.send(&Event::Done { id }, &[]).unwrap();
         match command {
-            Command::Start(_) => {
+            Command::Start(config) => {
+                guest.size.lock().unwrap().n_vcpus = config.n_vcpus;
                 socket.send(&Event::Started, &[]).unwrap();
                 let (_ours, theirs) = UnixStream::pair().unwrap();
                 let port = protocol::READY_PORT;
@@ -87,11 +99,23 @@ pub(crate) fn run() {
             | Command::Resume { id }
             | Command::FinishSnapshot { id }
             | Command::SetBalloon { id, .. }
-            | Command::ResizeMemory { id, .. }
-            | Command::AddVcpus { id, .. }
             | Command::Snapshot { id } => done(id),
+            Command::ResizeMemory { id, plugged_mib } => {
+                guest.size.lock().unwrap().plugged_mib = plugged_mib;
+                done(id);
+            }
+            Command::AddVcpus { id, n_vcpus } => {
+                let mut size = guest.size.lock().unwrap();
+                size.n_vcpus = size.n_vcpus.max(n_vcpus);
+                done(id);
+            }
             Command::Stats { id } => {
-                let counters = Default::default();
+                let size = *guest.size.lock().unwrap();
+                let counters = [
+                    ("vcpus", u64::from(size.n_vcpus)),
+                    ("mem_plugged_bytes", size.plugged_mib << 20),
+                ];
+                let counters = counters.map(|(name, value)| (name.to_owned(), value)).into();
                 socket.send(&Event::Stats { id, counters }, &[]).unwrap();
             }
         }
@@ -144,6 +168,10 @@ impl Guest {
         streams.push((key, connection));
     }
 
+    fn memory_total_bytes(&self) -> u64 {
+        (512 + self.size.lock().unwrap().plugged_mib) << 20
+    }
+
     fn end(&self, key: &Key, status: u32) -> ttrpc::Result<()> {
         let mut processes = self.processes.lock().unwrap();
         match processes.get_mut(key) {
@@ -181,6 +209,45 @@ impl guest_ttrpc::Guest for Guest {
     async fn put_files(&self, _: &TtrpcContext, request: api::PutFilesRequest) -> ttrpc::Result<api::Empty> {
         self.files.lock().unwrap().insert(request.volume, request.files);
         Ok(api::Empty::new())
+    }
+
+    async fn resize_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: api::ResizeSandboxRequest,
+    ) -> ttrpc::Result<api::ResizeSandboxResponse> {
+        Ok(api::ResizeSandboxResponse {
+            n_vcpus: request.n_vcpus,
+            memory_total_bytes: self.memory_total_bytes(),
+            ..Default::default()
+        })
+    }
+
+    async fn sandbox_stats(
+        &self,
+        _: &TtrpcContext,
+        _: api::Empty,
+    ) -> ttrpc::Result<api::SandboxStatsResponse> {
+        Ok(api::SandboxStatsResponse {
+            memory_total_bytes: self.memory_total_bytes(),
+            ..Default::default()
+        })
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::UpdateContainerRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let resources: serde_json::Value = serde_json::from_slice(&request.resources).unwrap();
+        if resources["memory"]["limit"].as_u64() < Some(LEAST_MEMORY_BYTES) {
+            return refuse(Code::FAILED_PRECONDITION, "it uses more than that");
+        }
+        let key = (request.container_id, String::new());
+        match self.processes.lock().unwrap().contains_key(&key) {
+            true => Ok(api::Empty::new()),
+            false => refuse(Code::NOT_FOUND, "no such container"),
+        }
     }
 
     async fn create_container(

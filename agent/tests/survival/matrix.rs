@@ -8,13 +8,33 @@ use crate::bench::{Bench, Victim};
 
 const GROUP: &str = "g";
 
-/// With `change`, the second container is another one, and what the file says that both have.
-fn manifest(restart_policy: &str, change: bool) -> String {
-    let container = |name: &str, command: Value| {
-        let mounts = json!([{ "name": "words", "mountPath": "/words" }]);
-        json!({ "name": name, "image": "image", "command": command, "volumeMounts": mounts })
+/// What is wanted of the group.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    First,
+    /// The second container is another one, and what the file says that both have.
+    Changed,
+    /// And the group has twice the size.
+    Large,
+    /// And the guest has no such small limits.
+    TooSmall,
+}
+
+fn manifest(restart_policy: &str, form: Form) -> String {
+    let (cpu, memory) = match form {
+        Form::Large => ("1", "2Gi"),
+        Form::TooSmall => ("250m", "128Mi"),
+        _ => ("500m", "512Mi"),
     };
-    let (beside, word) = if change {
+    let container = |name: &str, command: Value| {
+        let limits = json!({ "cpu": cpu, "memory": memory });
+        let mounts = json!([{ "name": "words", "mountPath": "/words" }]);
+        json!({
+            "name": name, "image": "image", "command": command, "volumeMounts": mounts,
+            "resources": { "limits": limits },
+        })
+    };
+    let (beside, word) = if form != Form::First {
         (json!(["stay", "again"]), "two")
     } else {
         (json!(["stay"]), "one")
@@ -113,7 +133,12 @@ fn live(bench: &mut Bench, moment: u64, victim: Victim, restart_policy: &str) ->
     bench.clear_log();
     bench.start(moment, victim);
     let of_group = format!("/v1/groups/{GROUP}");
-    let (status, text, repeated) = ask(bench, "POST", "/v1/groups", &manifest(restart_policy, false));
+    let (status, text, repeated) = ask(
+        bench,
+        "POST",
+        "/v1/groups",
+        &manifest(restart_policy, Form::First),
+    );
     // Asked again after the agent was killed, it may be there already.
     assert!(
         status == 201 || (status == 409 && repeated),
@@ -142,7 +167,9 @@ fn live(bench: &mut Bench, moment: u64, victim: Victim, restart_policy: &str) ->
             };
             let settled = wait(bench, "the restart", again);
             if all_run(&settled) {
-                update(bench, &settled, victim, restart_policy);
+                if let Some(settled) = update(bench, &settled, victim, restart_policy) {
+                    resize(bench, &settled, victim, restart_policy);
+                }
             }
         }
     }
@@ -174,15 +201,15 @@ fn live(bench: &mut Bench, moment: u64, victim: Victim, restart_policy: &str) ->
 
 /// Makes the second container another one, and changes a file that both have. What is acknowledged comes about, and the first
 /// container is left alone.
-fn update(bench: &Bench, before: &Value, victim: Victim, restart_policy: &str) {
+fn update(bench: &Bench, before: &Value, victim: Victim, restart_policy: &str) -> Option<Value> {
     let path = format!("/v1/groups/{GROUP}/update");
-    let (status, text, repeated) = ask(bench, "POST", &path, &manifest(restart_policy, true));
+    let (status, text, repeated) = ask(bench, "POST", &path, &manifest(restart_policy, Form::Changed));
     // Asked again after the agent was killed, it may be under way.
     let under_way = status == 409 && repeated && text.contains("Updating");
     let has_died = status == 409 && victim != Victim::Agent && text.contains("Failed");
     assert!(status == 200 || under_way || has_died, "update: {status} {text}");
     if has_died {
-        return;
+        return None;
     }
     let is_other = |group: &Value| group["spec"]["containers"][1]["command"] == json!(["stay", "again"]);
     let settled = wait(bench, "the update", |group| {
@@ -202,6 +229,47 @@ fn update(bench: &Bench, before: &Value, victim: Victim, restart_policy: &str) {
             "the file is an old one, or exec failed: {code}\n{}",
             bench.log()
         );
+    }
+    all_run(&settled).then_some(settled)
+}
+
+/// The group becomes larger while it runs, and then is not made smaller than its guest can be.
+fn resize(bench: &Bench, before: &Value, victim: Victim, restart_policy: &str) {
+    let path = format!("/v1/groups/{GROUP}/update");
+    let runs =
+        |group: &Value| [0, 1].map(|index| group["status"]["containers"][index]["restart_count"].clone());
+    let told = |group: &Value, reason: &str| {
+        let events = group["status"]["events"].as_array().into_iter().flatten();
+        events.into_iter().any(|event| event["reason"] == reason)
+    };
+    let ask = |form: Form| {
+        let (status, text, repeated) = ask(bench, "POST", &path, &manifest(restart_policy, form));
+        let under_way = status == 409 && repeated && text.contains("Updating");
+        let has_died = status == 409 && victim != Victim::Agent && text.contains("Failed");
+        assert!(status == 200 || under_way || has_died, "resize: {status} {text}");
+        !has_died
+    };
+    if !ask(Form::Large) {
+        return;
+    }
+    let large = |group: &Value| group["spec"]["size"]["cpu_milli"] == 2000;
+    let settled = wait(bench, "the larger size", |group| {
+        (large(group) || phase(group) == "Failed") && is_documented(group, victim, restart_policy)
+    });
+    if victim == Victim::Agent {
+        assert_eq!(runs(&settled), runs(before), "{settled}");
+        assert!(told(&settled, "Resized"), "{settled}");
+    }
+    if !all_run(&settled) || !ask(Form::TooSmall) {
+        return;
+    }
+    let settled = wait(bench, "the end of what can't be", |group| {
+        let is_over = told(group, "ResizeFailed") || (victim != Victim::Agent && !large(group));
+        is_over && phase(group) != "Updating" && is_documented(group, victim, restart_policy)
+    });
+    if victim == Victim::Agent {
+        assert!(large(&settled), "{settled}");
+        assert_eq!(runs(&settled), runs(before), "{settled}");
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod processes;
 pub(crate) mod recovery;
 pub(crate) mod refresh;
 pub(crate) mod refusals;
+pub(crate) mod resize;
 pub(crate) mod standby;
 pub(crate) mod update;
 pub(crate) mod volumes;

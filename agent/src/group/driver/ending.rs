@@ -39,6 +39,7 @@ impl Driver {
                 _ => None,
             },
             stale_files_ms: self.files.stale_ms(),
+            resizing: self.resize_seen(),
             failed: record.failed,
             deadline_ms,
             initialized: record.group.status.initialized,

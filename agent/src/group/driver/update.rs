@@ -10,6 +10,7 @@ use crate::{
     group::{
         network::wants_ipv6,
         plan::ContainerSeen,
+        resize::Resizing,
         spec::{ContainerSpec, GroupSpec},
         status::{ContainerState, EventKind, GroupStatus, Phase},
         update::{self, Reach},
@@ -23,7 +24,11 @@ impl Driver {
     /// How far the update reaches that is under way.
     pub(super) fn reach(&self) -> Option<Reach> {
         let update = self.record.update.as_ref()?;
-        Some(update::reach(&self.spec, update))
+        match update::reach(&self.spec, update) {
+            // The sandbox can't be resized to that.
+            Reach::Sizes if self.record.resizing.is_none() => Some(Reach::Sandbox),
+            reach => Some(reach),
+        }
     }
 
     /// Whether a container ends for an update, and its end is of no further consequence.
@@ -52,12 +57,15 @@ impl Driver {
                     .collect();
                 format!("What changes is ended: {}", names.join(", "))
             }
+            Reach::Sizes => "Sizes are changed while the containers run".to_owned(),
             Reach::Group => "All containers are ended and started again".to_owned(),
             Reach::Sandbox => "All containers are ended and started again in a new sandbox".to_owned(),
         };
         self.event(EventKind::Normal, "Updating", message, None);
-        if !matches!(reach, Reach::Containers(_)) {
-            self.record.restarting = Some(now_ms());
+        match reach {
+            Reach::Containers(_) => {}
+            Reach::Sizes => self.record.resizing = Some(Resizing::Forth),
+            Reach::Group | Reach::Sandbox => self.record.restarting = Some(now_ms()),
         }
         self.record.update = Some(spec);
         self.save().await;
@@ -84,6 +92,9 @@ impl Driver {
 
     /// What the update changes has ended: the new group is the group, and what is new or changed in it begins.
     pub(super) fn apply(&mut self) {
+        if self.record.resizing.is_some() {
+            return self.settle_resize();
+        }
         let leaving = match self.reach() {
             Some(Reach::Containers(leaving)) => leaving,
             _ => return,

@@ -17,6 +17,7 @@ fn of_roles(roles: &[Role]) -> Seen {
         renewing: false,
         leaving: None,
         stale_files_ms: None,
+        resizing: None,
         failed: false,
         deadline_ms: None,
         initialized: false,
@@ -233,6 +234,26 @@ fn the_end_is_kill_then_stop_then_release() {
 }
 
 #[test]
+fn a_group_is_resized_when_nothing_of_it_begins_or_ends_and_nothing_begins_meanwhile() {
+    let mut seen = running(&[(Role::App, RUNS), (Role::App, ContainerSeen::Starting)]);
+    seen.resizing = Some(ResizeSeen::Wanted);
+    assert_eq!(plan(&seen), []);
+    seen.containers[1].1 = ContainerSeen::Pulled;
+    assert_eq!(plan(&seen), [Action::Resize]);
+    seen.resizing = Some(ResizeSeen::UnderWay);
+    assert_eq!(plan(&seen), []);
+    // Without a sandbox there is nothing to resize: the next one is of the new size.
+    seen.containers[0].1 = ContainerSeen::Idle { not_before_ms: 0 };
+    for sandbox in [
+        SandboxSeen::Absent { not_before_ms: 9 },
+        SandboxSeen::Dead { not_before_ms: 9 },
+    ] {
+        seen.sandbox = sandbox;
+        assert_eq!(plan(&seen), [Action::Apply]);
+    }
+}
+
+#[test]
 fn an_ended_group_gives_its_sandbox_back_and_stays() {
     let mut seen = running(&[(Role::App, WELL)]);
     assert_eq!(plan(&seen), [Action::StopSandbox]);
@@ -279,11 +300,21 @@ impl World {
                     assert!(dead || !alive, "stopped under a container");
                     self.seen.sandbox = SandboxSeen::Stopping;
                     self.seen.stale_files_ms = None;
+                    self.lose_resize();
+                }
+                Action::Resize => {
+                    let settles = |seen| matches!(seen, ContainerSeen::Starting | ContainerSeen::Killing);
+                    assert!(
+                        !self.seen.containers.iter().any(|(_, seen)| settles(*seen)),
+                        "resized beside one that begins"
+                    );
+                    self.seen.resizing = Some(ResizeSeen::UnderWay);
                 }
                 Action::Pull(index) => self.set(index, ContainerSeen::Pulling),
                 Action::Start(index) => {
                     assert_eq!(self.seen.sandbox, SandboxSeen::Running);
                     self.assert_order(index);
+                    assert_eq!(self.seen.resizing, None, "begun while the group is resized");
                     self.set(index, ContainerSeen::Starting);
                 }
                 Action::Kill(index) => self.set(index, ContainerSeen::Killing),
@@ -345,6 +376,7 @@ impl World {
         }
         (self.seen.restarting, self.seen.renewing) = (false, false);
         self.seen.leaving = None;
+        self.seen.resizing = None;
         self.seen.initialized = false;
         for (_, seen) in &mut self.seen.containers {
             if seen.is_done() {
@@ -361,12 +393,20 @@ impl World {
             .filter(|(_, app)| *app)
             .map(|(index, _)| index)
             .collect();
-        if !self.seen.restarting && self.seen.leaving.is_none() {
+        if self.seen.restarting || self.seen.leaving.is_some() || self.seen.resizing.is_some() {
+            return;
+        }
+        if pick.is_multiple_of(3) {
+            self.seen.resizing = Some(ResizeSeen::Wanted);
+        } else {
             self.seen.leaving = Some(apps.into_iter().filter(|index| pick >> index & 1 == 1).collect());
         }
     }
 
     fn apply(&mut self) {
+        if self.seen.resizing.take().is_some() {
+            return;
+        }
         let leaving = self.seen.leaving.take().unwrap();
         if self.busy.contains(&Action::Refresh) {
             self.again = true;
@@ -384,6 +424,14 @@ impl World {
         }
     }
 
+    /// What was being resized is gone.
+    fn lose_resize(&mut self) {
+        self.busy.remove(&Action::Resize);
+        if self.seen.resizing.is_some() {
+            self.seen.resizing = Some(ResizeSeen::Wanted);
+        }
+    }
+
     /// The sandbox dies: what was in it is run again, after the init containers.
     fn die(&mut self) {
         self.seen.sandbox = SandboxSeen::Dead { not_before_ms: 0 };
@@ -396,6 +444,7 @@ impl World {
         }
         self.busy
             .retain(|action| !matches!(action, Action::Start(_) | Action::Kill(_) | Action::Refresh));
+        self.lose_resize();
     }
 
     /// Running containers go on by themselves.
@@ -435,6 +484,9 @@ impl World {
             Action::Refresh if std::mem::take(&mut self.again) => self.seen.stale_files_ms = Some(0),
             Action::Refresh if fails => self.seen.stale_files_ms = Some(retry),
             Action::Refresh => {}
+            // Then it is taken back.
+            Action::Resize if fails => self.seen.resizing = Some(ResizeSeen::Wanted),
+            Action::Resize => self.seen.resizing = None,
             Action::Expire | Action::Reset | Action::Apply | Action::Release | Action::WakeAt(_) => {}
         }
     }
@@ -465,6 +517,8 @@ proptest! {
             world.begin();
             match what {
                 0 if world.seen.sandbox == SandboxSeen::Running => world.die(),
+                // A group that is being updated is not restarted.
+                1 | 2 if world.seen.resizing.is_some() => {}
                 1 => world.seen.restarting = true,
                 2 => (world.seen.restarting, world.seen.renewing) = (true, true),
                 3 => world.update(pick),
@@ -499,13 +553,16 @@ proptest! {
         flags in any::<[bool; 5]>(),
         leaving in prop::option::of(prop::collection::btree_set(0usize..1, 0..2)),
         stale_files_ms in prop::option::of(0u64..3),
+        resizing in prop::option::of(prop::sample::select(vec![ResizeSeen::Wanted, ResizeSeen::UnderWay])),
         now_ms in 0u64..3,
     ) {
         let [deleting, restarting, failed, initialized, renewing] = flags;
+        // An update is either.
+        let resizing = resizing.filter(|_| leaving.is_none());
         let mut world = World::new(&[Role::App]);
         world.seen = Seen {
             now_ms, deleting, restarting, failed, initialized, sandbox, containers,
-            releasing: false, deadline_ms: Some(2), leaving, stale_files_ms, renewing: renewing && restarting,
+            releasing: false, deadline_ms: Some(2), leaving, stale_files_ms, resizing, renewing: renewing && restarting,
         };
         let alive = world.seen.containers.iter().any(|(_, c)| c.is_alive());
         // A sandbox that is not there has nothing alive.
@@ -529,6 +586,7 @@ impl World {
                 Action::Reset => self.reset(),
                 Action::Apply => self.apply(),
                 Action::Refresh => self.seen.stale_files_ms = None,
+                Action::Resize => self.seen.resizing = Some(ResizeSeen::UnderWay),
                 Action::Release => self.seen.releasing = true,
                 Action::WakeAt(_) => {}
             }

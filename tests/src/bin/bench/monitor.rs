@@ -91,7 +91,7 @@ fn order_start(owner: &OwnerSocket, guest: &Guest, console: &OwnedFd) -> Result<
         n_vcpus: 1,
         n_possible_vcpus: 2,
         memory_mib: MEMORY_MIB,
-        hotplug_mib: 0 * HOTPLUG_MIB,
+        hotplug_mib: HOTPLUG_MIB,
         kernel_args: guest.args.clone(),
         cid: 3,
         net: None,
