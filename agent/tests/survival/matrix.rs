@@ -264,7 +264,8 @@ fn resize(bench: &Bench, before: &Value, victim: Victim, restart_policy: &str) {
         return;
     }
     let settled = wait(bench, "the end of what can't be", |group| {
-        let is_over = told(group, "ResizeFailed") || (victim != Victim::Agent && !large(group));
+        let is_renewed = !large(group) || phase(group) == "Failed";
+        let is_over = told(group, "ResizeFailed") || (victim != Victim::Agent && is_renewed);
         is_over && phase(group) != "Updating" && is_documented(group, victim, restart_policy)
     });
     if victim == Victim::Agent {
