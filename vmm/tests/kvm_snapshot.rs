@@ -226,3 +226,45 @@ fn snapshots_that_do_not_fit_are_refused_by_reason() {
     let short = [files[0].try_clone().unwrap(), short];
     assert!(refusal(&short, config()).contains("memory image has 1048576 bytes"));
 }
+
+#[test]
+fn vcpus_added_while_it_runs_come_with_a_snapshot_and_more_than_possible_are_refused() {
+    let wide = |n_vcpus| VmConfig {
+        n_vcpus,
+        n_possible_vcpus: 3,
+        hotplug_mib: 128,
+        ..config()
+    };
+    let machine = Machine::start(counting(), wide(1));
+    assert_eq!(machine.event(), Event::Started);
+    wait_for_output(&machine, 300);
+    done(&machine, &Command::AddVcpus { id: 5, n_vcpus: 3 }, &[], 5);
+    done(&machine, &Command::AddVcpus { id: 6, n_vcpus: 2 }, &[], 6);
+    let before = console(&machine).len() as u64;
+    wait_for_output(&machine, before + 10);
+    let refused = |command: &Command| {
+        machine.owner.send(command, &[]).unwrap();
+        match machine.event() {
+            Event::Failed { id: 7, message } => message,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(refused(&Command::AddVcpus { id: 7, n_vcpus: 4 }).contains("at most 3"));
+    let too_much = Command::ResizeMemory {
+        id: 7,
+        plugged_mib: 256,
+    };
+    assert!(refused(&too_much).contains("at most 128 MiB"));
+    let files = snapshot(&machine);
+    assert!(refused(&Command::AddVcpus { id: 7, n_vcpus: 4 }).contains("at most 3"));
+    kill(machine);
+    assert_eq!(
+        MachineState::read(&state_bytes(&files)[..]).unwrap().vcpus.len(),
+        3
+    );
+    assert!(refusal(&files, wide(2)).contains("3 running vCPUs, 2 are wanted"));
+    let clone = Machine::restore(&files, wide(3));
+    assert_eq!(clone.event(), Event::Started);
+    wait_for_output(&clone, 10);
+    kill(clone);
+}

@@ -166,10 +166,10 @@ fn live(bench: &mut Bench, moment: u64, victim: Victim, restart_policy: &str) ->
                 is_documented(group, victim, restart_policy) && (runs(group) > before || !all_run(group))
             };
             let settled = wait(bench, "the restart", again);
-            if all_run(&settled) {
-                if let Some(settled) = update(bench, &settled, victim, restart_policy) {
-                    resize(bench, &settled, victim, restart_policy);
-                }
+            if all_run(&settled)
+                && let Some(settled) = update(bench, &settled, victim, restart_policy)
+            {
+                resize(bench, &settled, victim, restart_policy);
             }
         }
     }

@@ -1,6 +1,7 @@
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::testing::{Driver, HEAP, readable, writable};
 
 const REGION: u64 = 32 << 20;
@@ -197,4 +198,32 @@ fn a_new_driver_finds_what_was_plugged_and_can_start_afresh() {
     assert_eq!(u64_at(&mut driver, 40), 2 * BLOCK);
     assert_eq!(ask(&mut driver, UNPLUG_ALL, 0, 0), Some(ACK));
     assert_eq!(ask(&mut driver, PLUG, REGION + BLOCK, 2), Some(ACK));
+}
+
+#[test]
+fn a_device_that_rested_through_a_pause_answers_the_first_request() {
+    let (mut driver, handle) = start();
+    for _ in 0..2 {
+        assert!(driver.transport.pause());
+        // Announced when the device goes on.
+        handle.resize(4).unwrap();
+        assert_eq!(driver.interrupt.status() & 2, 0, "interrupted while paused");
+        driver.transport.resume();
+        assert_eq!(driver.interrupt.status() & 2, 2);
+        driver.interrupt.acknowledge(2);
+    }
+    assert_eq!(ask(&mut driver, PLUG, REGION, 2), Some(ACK));
+    assert!(driver.transport.pause());
+    let saved = driver.transport.save();
+    driver.transport.resume();
+    assert_eq!(ask(&mut driver, UNPLUG, REGION, 1), Some(ACK));
+
+    // A clone with memory plugged looks at what was asked of it, without being kicked.
+    let of_mem = saved.of_device(DEVICE_TYPE).unwrap();
+    assert!(is_in_use(of_mem) && saved.of_device(DEVICE_TYPE + 1).is_none());
+    let (mut clone, _handle) = Mem::new(GuestAddress(REGION), REGION_BYTES);
+    assert!(clone.load(of_mem));
+    let clone = Driver::start(Box::new(clone), 0);
+    assert_eq!(clone.interrupt.status() & 2, 2, "not told of its size");
+    assert_eq!(clone.counter("mem_plugged_bytes"), 2 * BLOCK);
 }
