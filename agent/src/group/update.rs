@@ -350,6 +350,15 @@ mod tests {
             }),
             Reach::Sandbox
         );
+        assert_eq!(
+            reached(|new| {
+                new.size.cpu_milli += 2000;
+                let mut more = new.containers[0].clone();
+                more.name = "more".into();
+                new.containers.insert(2, more);
+            }),
+            Reach::Sandbox
+        );
         assert_eq!(reached(|new| new.dns = Some(Default::default())), Reach::Sandbox);
         assert_eq!(
             reached(|new| new.network.security_groups = vec!["sg-a".into()]),

@@ -79,6 +79,7 @@ impl Machine {
             vcpu.set_cpuid(&entries)?;
             vcpu.set_msrs(&regs::boot_msrs())?;
             tsc.map_or(Ok(()), |tsc| vcpu.set_tsc(tsc))?;
+            vcpu.announce_apic()?;
             Ok(vcpu)
         };
         (first..end).map(make).collect()

@@ -135,6 +135,17 @@ impl Vcpu {
         tsc.apply(self.vcpu, self.id == 0, |msrs| self.set_msrs(msrs))
     }
 
+    /// Has the other vCPUs' interrupts find this one, which was made after they had run. KVM draws up its list of local APICs
+    /// when one of them changes, and a new vCPU is not among them yet when its own is set up.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn announce_apic(&self) -> Result<(), KvmError> {
+        let operation = |what| format!("{what} the local APIC of vCPU {}", self.id);
+        let lapic = self.vcpu.get_lapic().map_err(failed(operation("give")))?;
+        self.vcpu.set_lapic(&lapic).map_err(failed(operation("take")))
+    }
+
     /// Its TSC, while it is not in the guest.
     ///
     /// # Errors
