@@ -78,7 +78,7 @@ impl Cgroups {
             .map_or(Ok(()), |dir| write(&dir, "memory.max", &memory_bytes.to_string()))
     }
 
-    /// Memory that a group's VMM and its guest use on the host, bytes; 0 without limits.
+    /// Memory that a group's VMM and its guest use on the host and that the kernel can't take from them, bytes; 0 without limits.
     ///
     /// # Errors
     /// Those of the kernel.
@@ -86,9 +86,12 @@ impl Cgroups {
         let Some(dir) = self.dir(id) else {
             return Ok(0);
         };
-        let path = dir.join("memory.current");
-        let text = std::fs::read_to_string(&path).map_err(failed(format!("read {}", path.display())))?;
-        Ok(text.trim().parse().unwrap_or(u64::MAX))
+        let read = |file: &str| {
+            let path = dir.join(file);
+            std::fs::read_to_string(&path).map_err(failed(format!("read {}", path.display())))
+        };
+        let all: u64 = read("memory.current")?.trim().parse().unwrap_or(u64::MAX);
+        Ok(all.saturating_sub(page_cache(&read("memory.stat")?)))
     }
 
     /// Limits a group's CPU time.
@@ -157,6 +160,12 @@ impl Cgroups {
     }
 }
 
+/// Pages of files on disks: they count as the group's, and make room when they have to.
+fn page_cache(memory_stat: &str) -> u64 {
+    // Files in memory are among them, and stay.
+    counter(memory_stat, "file").saturating_sub(counter(memory_stat, "shmem"))
+}
+
 fn counter(text: &str, name: &str) -> u64 {
     text.lines()
         .filter_map(|line| line.split_once(' '))
@@ -210,6 +219,7 @@ mod tests {
     fn counters_are_read_by_whole_name() {
         let text = "low 0\noom 3\noom_kill 2\noom_group_kill 1\n";
         assert_eq!((counter(text, "oom_kill"), counter(text, "nope")), (2, 0));
+        assert_eq!(page_cache("anon 5\nfile 1000\nfile_mapped 7\nshmem 300\n"), 700);
     }
 
     #[test]

@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     api::admin::wire::Updated,
-    group::status::{ContainerState, Group, Phase},
+    group::{
+        resize::RESIZE_FAILED,
+        status::{ContainerState, Group, Phase},
+    },
 };
 
 pub(super) async fn run(client: &Client, args: UpdateArgs) -> anyhow::Result<u8> {
@@ -56,6 +59,9 @@ async fn wait_until_updated(client: &Client, id: &str, quiet: bool) -> anyhow::R
                 if let Some(why) = setback(&group) {
                     bail!("{why}\nIt goes on trying: ecictl describe {id} shows how it fares");
                 }
+                if let Some(why) = not_resized(&group) {
+                    bail!("{why}");
+                }
                 if group.status.phase == Phase::Running && !waits(&group) {
                     return Ok(());
                 }
@@ -66,6 +72,16 @@ async fn wait_until_updated(client: &Client, id: &str, quiet: bool) -> anyhow::R
         }
     }
     bail!("Group {id} was deleted while it was updated")
+}
+
+/// Why the group keeps its size, when that is what its last update came to.
+fn not_resized(group: &Group) -> Option<&str> {
+    let last = |reason: &str| {
+        let mut events = group.status.events.iter().rev();
+        events.find(|event| event.reason == reason)
+    };
+    let (failed, begun) = (last(RESIZE_FAILED)?, last("Updating")?);
+    (failed.last_ms >= begun.last_ms).then_some(failed.message.as_str())
 }
 
 fn waits(group: &Group) -> bool {

@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::spec::{GroupSpec, Size};
 
+/// Reason of the event that a group keeps its size.
+pub const RESIZE_FAILED: &str = "ResizeFailed";
+
 /// How far a resize is. What the group is to be is its update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Resizing {

@@ -7,15 +7,12 @@ use crate::{
     group::{
         jobs::{Resize, Resized, container_id},
         plan::{ContainerSeen, ResizeSeen, SandboxSeen},
-        resize::Resizing,
+        resize::{RESIZE_FAILED, Resizing},
         size,
         status::EventKind,
     },
     parts::now_ms,
 };
-
-/// Reason of the event that a group keeps its size.
-const RESIZE_FAILED: &str = "ResizeFailed";
 
 impl Driver {
     /// The resize as the plan sees it.
