@@ -1,6 +1,7 @@
 //! Takes the control socket and serves one VM. Everything else comes over that socket.
 
-#![no_main]
+// A test harness brings a main.
+#![cfg_attr(not(test), no_main)]
 
 use std::ffi::c_int;
 
@@ -13,7 +14,7 @@ const USAGE: c_int = 2;
 /// The C library calls this when it is ready: see [`vmm::sys::process::set_up`] for why there is no Rust runtime before it.
 // SAFETY: the only `main` of the program, with the type that the C library expects. A panic in it ends the process
 // (`extern "C"`).
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 extern "C" fn main() -> c_int {
     vmm::sys::process::set_up();
     let Ok(control) = vmm::sys::inherited::take_control_fd() else {
