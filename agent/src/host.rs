@@ -100,13 +100,11 @@ impl Host {
                 })??
         };
         let cgroups = Cgroups::open(&config.sandbox.cgroup_root)?;
-        let shim = ShimProgram {
-            path: config.files.shim.clone(),
-            deadlines: Deadlines {
-                start: Duration::from_secs(config.sandbox.start_timeout_seconds),
-                request: Duration::from_secs(config.sandbox.request_timeout_seconds),
-            },
+        let deadlines = Deadlines {
+            start: Duration::from_secs(config.sandbox.start_timeout_seconds),
+            request: Duration::from_secs(config.sandbox.request_timeout_seconds),
         };
+        let shim = ShimProgram::new(config.files.shim.clone(), deadlines);
         let templates = Templates::open(&config, shim.clone(), scratch.clone())?;
         let snapshots = {
             let (directory, kernel) = (config.state_dir.join("snapshots"), config.files.kernel.clone());

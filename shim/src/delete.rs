@@ -48,6 +48,8 @@ pub fn delete(args: &Args) -> Result<()> {
 
 /// Cleans a bundle; returns the VMM's process id, zero when unknown.
 fn clean(bundle: &Bundle) -> Result<u32> {
+    // A start that is under way is to have written down what it made. Without a directory there is none.
+    let _lock = bundle.lock();
     let vmm = bundle.read_process(VMM_PID_FILE);
     // A bundle without a shim of its own is a container's in another's sandbox: its socket is not ours to remove.
     let shim = bundle.read_process(SHIM_PID_FILE);
@@ -147,5 +149,23 @@ mod tests {
             .unwrap();
         assert_eq!(clean(&bundle).unwrap(), 0);
         assert!(socket.exists());
+    }
+
+    #[test]
+    fn waits_for_a_start_that_is_under_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = Bundle::new(dir.path());
+        let starting = bundle.lock().unwrap();
+        let mut server = Command::new("sleep").arg("1000").spawn().unwrap();
+        std::thread::scope(|scope| {
+            let cleaning = scope.spawn(|| clean(&Bundle::new(dir.path())));
+            // It writes down what it made as the last thing it does, however long that takes.
+            bundle
+                .write_process(SHIM_PID_FILE, ProcessId::of(server.id()).unwrap())
+                .unwrap();
+            drop(starting);
+            cleaning.join().unwrap().unwrap();
+        });
+        assert_eq!(server.wait().unwrap().signal(), Some(9));
     }
 }

@@ -92,6 +92,17 @@ impl Bundle {
         &self.dir
     }
 
+    /// Waits until no other start or delete is at work on this bundle, and keeps others waiting until the lock is dropped or this
+    /// process ends.
+    ///
+    /// # Errors
+    /// There is no such directory.
+    pub fn lock(&self) -> io::Result<fs::File> {
+        let directory = fs::File::open(&self.dir)?;
+        rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok(directory)
+    }
+
     /// Writes a process file, whole or not at all.
     ///
     /// # Errors

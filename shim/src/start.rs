@@ -33,6 +33,10 @@ pub fn start(args: &Args) -> Result<()> {
     let dir = fs::canonicalize(&args.bundle)
         .map_err(|error| Error::io(format!("find bundle {}", args.bundle.display()), error))?;
     let bundle = Bundle::new(&dir);
+    // A delete beside this would miss what is made here. The server does not inherit the lock.
+    let _lock = bundle
+        .lock()
+        .map_err(|error| Error::io(format!("lock bundle {}", dir.display()), error))?;
     let group = sandbox_of(&dir).unwrap_or_else(|| args.id.clone());
     let path = socket_path(&args.socket_dir, &args.namespace, &group)?;
     let address = format!("unix://{}", path.display());

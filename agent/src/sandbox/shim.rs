@@ -1,12 +1,14 @@
 //! Starts, finds and buries shim processes.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::process::Command;
+use tokio::{process::Command, sync::watch};
 
 use super::{
     bundle::Bundle,
@@ -24,15 +26,30 @@ pub struct ShimProgram {
     pub path: PathBuf,
     /// Deadlines of calls to it.
     pub deadlines: Deadlines,
+    /// Starts that were begun, by sandbox.
+    starts: Starts,
 }
 
+/// Starts that were begun and may be under way: whoever wanted one may have gone.
+type Starts = Arc<Mutex<BTreeMap<String, watch::Receiver<()>>>>;
+
 impl ShimProgram {
-    /// Starts the shim of sandbox `id` and connects to it.
+    /// The binary at `path`.
+    pub fn new(path: PathBuf, deadlines: Deadlines) -> Self {
+        Self {
+            path,
+            deadlines,
+            starts: Starts::default(),
+        }
+    }
+
+    /// Starts the shim of sandbox `id` and connects to it. Once begun the start comes to its end, also when the caller is gone: one
+    /// that is broken off leaves a process that nobody knows of.
     ///
     /// # Errors
     /// It did not start; the message has what it printed.
     pub async fn start(&self, id: &str, bundle: &Bundle) -> Result<SandboxConnection> {
-        let printed = self.action(id, bundle, "start").await?;
+        let printed = self.begin(id, bundle).await?;
         let address = parse_address(&printed).ok_or_else(|| {
             Error::new(
                 ErrorKind::Internal,
@@ -74,10 +91,39 @@ impl ShimProgram {
     /// # Errors
     /// The action failed; the message has what it printed.
     pub async fn bury(&self, id: &str, bundle: &Bundle) -> Result<()> {
+        // What a start makes meanwhile would be left.
+        let under_way = self.lock_starts().get(id).cloned();
+        if let Some(mut under_way) = under_way {
+            // An error is its end.
+            let _ = under_way.changed().await;
+        }
         if !bundle.dir().exists() {
             return Ok(());
         }
         self.action(id, bundle, "delete").await.map(|_| ())
+    }
+
+    async fn begin(&self, id: &str, bundle: &Bundle) -> Result<String> {
+        let (ended, under_way) = watch::channel(());
+        self.lock_starts().insert(id.to_owned(), under_way);
+        let (program, id, bundle) = (self.clone(), id.to_owned(), bundle.clone());
+        let start = tokio::spawn(async move {
+            let printed = program.action(&id, &bundle, "start").await;
+            program.lock_starts().remove(&id);
+            drop(ended);
+            printed
+        });
+        start.await.unwrap_or_else(|error| {
+            Err(Error::with_source(
+                ErrorKind::Internal,
+                "start a shim".to_owned(),
+                error,
+            ))
+        })
+    }
+
+    fn lock_starts(&self) -> MutexGuard<'_, BTreeMap<String, watch::Receiver<()>>> {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn action(&self, id: &str, bundle: &Bundle, action: &str) -> Result<String> {
@@ -92,7 +138,8 @@ impl ShimProgram {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            // Killed between making its server and writing down which it is, a start would leave that behind.
+            .kill_on_drop(action != "start");
         let output = tokio::time::timeout(self.deadlines.start, command.output())
             .await
             .map_err(|_| Error::new(ErrorKind::DeadlineExceeded, format!("{}: timed out", what())))?
