@@ -96,7 +96,14 @@ pub(crate) fn leftovers_of_every_kind_are_seen(stage: &mut Stage) -> Result<()> 
     let program = stage.dir().join("eci-vmm");
     fs::copy("/bin/sleep", &program).context("copy a program")?;
     let stray = Background::start(Command::new(&program).arg("1000"))?;
-    let seen = before.compare(&Snapshot::take(host)?);
+    // It has its name a moment after it was started.
+    let mut seen = Ok(());
+    for _ in 0..20 {
+        seen = before.compare(&Snapshot::take(host)?);
+        if seen.is_err() {
+            break;
+        }
+    }
     drop(stray);
     ensure_seen(seen, "process")
 }
